@@ -1,0 +1,179 @@
+"""Weights on disk <-> canonical parameter trees: safetensors of transformers, and our native file. Nothing is executed.
+
+Loading is strict four ways: a missing, unexpected, duplicate or misshapen parameter is an error, and all of them are
+reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from trocr_jax.checkpoints import names
+from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
+from trocr_jax.config import VisionEncoderDecoderConfig, read_json
+
+NATIVE_NAME = "flax_model.safetensors"
+TORCH_NAME = "model.safetensors"
+TORCH_INDEX_NAME = "model.safetensors.index.json"
+# What a folder may hold, best first.
+WEIGHT_NAMES = (NATIVE_NAME, TORCH_NAME, TORCH_INDEX_NAME)
+
+# Formats of the reference that are read by no one here yet, for the error that names them.
+_OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
+
+Params = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not hold what its configuration asks for; the message lists every mismatch."""
+
+
+def find_weights(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The weights file that a folder is read from: the native one, else safetensors, else an index of shards."""
+    folder = pathlib.Path(folder)
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = [name for name in _OTHER_WEIGHTS if (folder / name).is_file()]
+    found = f"; it holds {others}, which is not read: save the model as safetensors with transformers" if others else ""
+    raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}{found}")
+
+
+def load_params(
+    folder: str | os.PathLike[str], config: VisionEncoderDecoderConfig
+) -> tuple[VisionEncoderDecoderConfig, Params]:
+    """(configuration, canonical tree) of a checkpoint folder; leaves are numpy arrays in the dtype of the file.
+
+    The configuration changes in two cases, as the reference's loading does: a tied head whose file holds another
+    matrix is untied, with a warning; a cross width that old files leave out is the encoder's where no bridge is stored.
+    Raises CheckpointError if names or shapes do not fit, FileNotFoundError if there are no weights.
+    """
+    path = find_weights(folder)
+    if path.name == NATIVE_NAME:
+        # A native file's names are the tree's own paths.
+        return config, unflatten({tuple(name.split(".")): tensor for name, tensor in read_tensors(path).items()})
+    tensors = read_tensors(path)
+    config = _reconcile(config, tensors, path)
+    return config, from_torch(tensors, names.table(config), path)
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, or of the shards that an index lists."""
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); download or export it again") from error
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(weight_map.values())):
+        if pathlib.PurePath(shard).name != shard:
+            raise CheckpointError(f"{index} names the shard {shard!r}, which is not a file beside it")
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index} names the shard {shard!r}, which is missing; download it again")
+        content = read_tensors(index.parent / shard)
+        if twice := sorted(tensors.keys() & content.keys()):
+            raise CheckpointError(f"{index}: {twice} are stored in more than one shard")
+        tensors |= content
+    if lost := sorted(weight_map.keys() - tensors.keys()):
+        raise CheckpointError(f"{index} lists {lost}, which no shard holds")
+    return tensors
+
+
+def _reconcile(
+    config: VisionEncoderDecoderConfig, tensors: Mapping[str, np.ndarray], path: pathlib.Path
+) -> VisionEncoderDecoderConfig:
+    if config.has_bridge and "enc_to_dec_proj.weight" not in tensors:
+        decoder = config.decoder.replace(cross_attention_hidden_size=config.encoder.hidden_size)
+        config = config.replace(decoder=decoder)
+    head, embedding = tensors.get(names.TIED_HEAD), tensors.get(names.EMBEDDING)
+    is_tied = config.decoder.tie_word_embeddings and head is not None and embedding is not None
+    if is_tied and not np.array_equal(head, embedding):
+        warnings.warn(
+            f"{path}: the configuration ties the head to the embeddings, but the file holds two different matrices; "
+            "they are kept apart, as transformers does",
+            stacklevel=2,
+        )
+        config = config.replace(decoder=config.decoder.replace(tie_word_embeddings=False))
+    return config
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], entries: Iterable[Entry], source: str | os.PathLike[str]) -> Params:
+    """Torch tensors by name -> canonical tree, in the tensors' dtypes. Raises CheckpointError naming `source`."""
+    entries = list(entries)
+    head_names = {name for name in (names.TIED_HEAD, names.TIED_HEAD.removeprefix("decoder.")) if name in tensors}
+    is_tied = not any(name in entry.names for entry in entries for name in head_names)
+    leaves: dict[Path, np.ndarray] = {}
+    problems, used = [], head_names if is_tied else set()
+    for entry in entries:
+        found = [name for name in entry.names if name in tensors]
+        if not found and is_tied and entry.path[-2:] == ("embed_tokens", "embedding"):
+            found = sorted(head_names)  # of two tied matrices a file may hold either
+        used |= set(found)
+        if not found:
+            problems.append(f"- {entry.names[0]}")
+        elif len(found) > 1:
+            problems.append(f"! {found[0]} is stored twice, also as {', '.join(found[1:])}")
+        else:
+            tensor = tensors[found[0]]
+            ndim = {"linear": 2, "conv": 4}.get(entry.transform, tensor.ndim)
+            if tensor.ndim != ndim:
+                problems.append(f"! {found[0]} has shape {tensor.shape}; {ndim} axes were expected")
+            else:
+                leaves[entry.path] = entry.to_flax(tensor)
+    problems += [f"+ {name}" for name in sorted(tensors.keys() - used) if names.ignored_reason(name) is None]
+    _raise_if(problems, source)
+    return unflatten(leaves)
+
+
+def to_torch(params: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """Canonical tree -> torch tensors under v4's names, in the leaves' dtypes."""
+    leaves = flatten(params)
+    return {entry.names[0]: np.ascontiguousarray(entry.to_torch(np.asarray(leaves[entry.path]))) for entry in entries}
+
+
+def check_shapes(params: Mapping[str, Any], abstract: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError listing every leaf that is missing, unexpected or misshapen against the abstract tree."""
+    given, wanted = flatten(params), flatten(abstract)
+    problems = [f"- {'.'.join(path)}" for path in sorted(wanted.keys() - given.keys())]
+    problems += [f"+ {'.'.join(path)}" for path in sorted(given.keys() - wanted.keys())]
+    for path in sorted(given.keys() & wanted.keys()):
+        if tuple(given[path].shape) != tuple(wanted[path].shape):
+            problems.append(
+                f"! {'.'.join(path)} has shape {tuple(given[path].shape)}; "
+                f"the configuration asks for {tuple(wanted[path].shape)}"
+            )
+        elif not np.issubdtype(given[path].dtype, np.floating) and given[path].dtype.name != "bfloat16":
+            problems.append(f"! {'.'.join(path)} holds {given[path].dtype}; floating-point numbers were expected")
+    _raise_if(problems, source)
+
+
+def _raise_if(problems: list[str], source: str | os.PathLike[str]) -> None:
+    if problems:
+        shown = problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
+        raise CheckpointError(
+            f"{source} does not fit its configuration (- missing, + unexpected, ! wrong):\n  " + "\n  ".join(shown)
+        )
+
+
+def save_native(params: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes the canonical tree as it is, through a temporary name; loading gives the same bits back."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    tensors = {".".join(leaf): np.ascontiguousarray(array) for leaf, array in flatten(params).items()}
+    safetensors.numpy.save_file(tensors, partial, metadata={"format": "flax"})
+    os.replace(partial, path)

@@ -1,0 +1,233 @@
+"""The jit edge of inference: pixels to ids in one compiled program.
+
+Only shapes are static: the bucketed batch, the number of beams, the bucketed cache length, which processors are
+present. Everything else, lengths and penalties included, is traced, so that changing it does not recompile.
+
+B images, R sequences returned for each, P prompt tokens, L cache length, S encoder tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trocr_jax.decoding import beam, greedy
+from trocr_jax.decoding.logits_processors import make_processors
+from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchOptions
+from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.modeling.model import VisionEncoderDecoder
+
+Array = jax.Array
+Params = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class GenerationOutput:
+    """What `generate` found, as host arrays; hypotheses of one image lie side by side, best first.
+
+    `sequences` and `sequences_scores` are transformers': start token first, cut behind the longest row. The number of
+    new tokens is 0 in the rare row that no hypothesis filled (constraints that leave fewer texts than were asked for).
+    """
+
+    sequences: np.ndarray  # [B*R, length] int32
+    sequences_scores: np.ndarray | None  # [B*R]; None under greedy search
+    token_log_probs: np.ndarray  # [B*R, length - P], the model's own log-probability of each new token, 0 behind the end
+    num_tokens: np.ndarray  # [B*R] new tokens, the end token included
+    is_truncated: np.ndarray  # [B*R] whether the length limit came before an end token
+
+
+@flax.struct.dataclass
+class Inputs:
+    """One bucketed batch on its way to the device: images, or what the encoder made of them, and the prompt."""
+
+    pixel_values: Array | None  # [B, 3, height, width]
+    encoder_hidden_states: Array | None  # [B, S, E], before any bridge projection
+    encoder_attention_mask: Array | None  # [B, S]
+    prompt: Array  # [B, P] int32
+
+
+def bucket(size: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `size`: few programs, at most a third wasted."""
+    power = 1 << max(0, (size - 1).bit_length())
+    return 3 * power // 4 if size > 2 and size <= 3 * power // 4 else power
+
+
+def length_bucket(max_length: int) -> int:
+    """The cache length for a maximum length: multiples of 16 up to 64, then as `bucket`."""
+    return -(-max_length // 16) * 16 if max_length <= 64 else bucket(max_length)
+
+
+def generate(
+    model: VisionEncoderDecoder,
+    params: Params,
+    settings: GenerationConfig,
+    *,
+    pixel_values: Any = None,
+    encoder_hidden_states: Any = None,
+    encoder_attention_mask: Any = None,
+    decoder_input_ids: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> GenerationOutput:
+    """Texts for a batch, found by the model and (prepared or canonical) parameters given.
+
+    pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] as `encode` gives them with an optional
+    encoder_attention_mask [B, S]; decoder_input_ids [B, P] replace the start token by a prompt of one's own. `options`
+    go on top of `settings`. Raises ValueError, before anything is compiled, for inputs or options that do not fit.
+    """
+    if (pixel_values is None) == (encoder_hidden_states is None):
+        raise ValueError("pass either pixel_values or encoder_hidden_states")
+    images = _checked_images(model, pixel_values, encoder_hidden_states)
+    batch, vocab_size = images.shape[0], model.config.decoder.vocab_size
+    settings = settings.replace(**{k: v for k, v in (options or {}).items() if k == "decoder_start_token_id"})
+    prompt = _checked_prompt(decoder_input_ids, batch, vocab_size, settings)
+    settings = settings.resolve(
+        options or {}, prompt_length=prompt.shape[1], max_positions=model.config.decoder.max_position_embeddings
+    )
+    rows = bucket(batch)
+    is_pixels = pixel_values is not None
+    inputs = Inputs(
+        pixel_values=_pad_rows(images, rows) if is_pixels else None,
+        encoder_hidden_states=None if is_pixels else _pad_rows(images, rows),
+        encoder_attention_mask=_pad_rows(_checked_mask(encoder_attention_mask, images), rows),
+        prompt=_pad_rows(prompt, rows),
+    )
+    found = run(
+        params,
+        inputs,
+        _search_options(settings, np.arange(rows) < batch, vocab_size),
+        model=model,
+        num_beams=settings.num_beams,
+        length=min(length_bucket(settings.max_length or 0), model.config.decoder.max_position_embeddings + 1),
+    )
+    return _output(jax.device_get(found), batch, prompt.shape[1], settings)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_beams", "length"))
+def run(
+    params: Params,
+    inputs: Inputs,
+    options: SearchOptions,
+    *,
+    model: VisionEncoderDecoder,
+    num_beams: int,
+    length: int,
+) -> Hypotheses:
+    """The whole of inference as one program: encode, project the cross keys and values once, search."""
+    variables = {"params": params}
+    states = inputs.encoder_hidden_states
+    if states is None:
+        states = model.apply(variables, inputs.pixel_values, method="encode").last_hidden_state
+    cache = model.apply(variables, states, inputs.encoder_attention_mask, num_beams, length, method="start")
+
+    def step(tokens: Array, position: Array, ancestors: Array, cache: Cache) -> tuple[Array, Cache]:
+        return model.apply(variables, tokens, position, ancestors, cache, method="step")
+
+    vocab_size, dtype = model.config.decoder.vocab_size, model.policy.result
+    if num_beams == 1:
+        return greedy.finish(
+            lax.while_loop(
+                lambda state: greedy.is_unfinished(state, options),
+                lambda state: greedy.advance(step, state, options),
+                greedy.start(step, inputs.prompt, cache, options, length, vocab_size, dtype),
+            )
+        )
+    prompt_length = inputs.prompt.shape[1]
+    return beam.finish(
+        lax.while_loop(
+            lambda state: beam.is_unfinished(state, options),
+            lambda state: beam.advance(step, state, options, prompt_length),
+            beam.start(step, inputs.prompt, cache, options, num_beams, length, vocab_size, dtype),
+        )
+    )
+
+
+def _search_options(settings: GenerationConfig, is_image: np.ndarray, vocab_size: int) -> SearchOptions:
+    fill = settings.fill_token_id
+    if settings.num_beams > 1:
+        # The reference's beam search fills up with `pad or eos[0]`, so that a pad of 0 becomes the end token, and
+        # with -1 where no token ends a sequence.
+        fill = (fill or settings.eos_token_ids[0]) if settings.eos_token_ids else -1
+    return SearchOptions(
+        max_length=np.int32(settings.max_length or 0),
+        end_tokens=np.asarray(settings.eos_token_ids, np.int32),
+        fill_token=np.int32(fill),
+        length_penalty=np.float32(settings.length_penalty),
+        early_stopping=np.int32(EARLY_STOPPING[settings.early_stopping]),
+        is_image=is_image,
+        processors=make_processors(settings, vocab_size),
+    )
+
+
+def _output(found: Hypotheses, batch: int, prompt_length: int, settings: GenerationConfig) -> GenerationOutput:
+    returned = settings.num_return_sequences
+
+    def rows(leaf: np.ndarray) -> np.ndarray:
+        return np.asarray(leaf[:batch, :returned]).reshape(batch * returned, *leaf.shape[2:])  # [B, K, ...] -> [B*R, ...]
+
+    num_tokens, sequences = rows(found.num_tokens), rows(found.sequences)
+    length = prompt_length + int(num_tokens.max())
+    last = sequences[np.arange(len(sequences)), prompt_length + num_tokens - 1]
+    return GenerationOutput(
+        sequences=sequences[:, :length],
+        sequences_scores=rows(found.scores) if settings.num_beams > 1 else None,
+        token_log_probs=rows(found.token_log_probs)[:, prompt_length:length],
+        num_tokens=num_tokens,
+        is_truncated=~np.isin(last, settings.eos_token_ids),
+    )
+
+
+def _checked_images(model: VisionEncoderDecoder, pixel_values: Any, encoder_hidden_states: Any) -> Any:
+    encoder = model.config.encoder
+    if pixel_values is not None:
+        name, given = "pixel_values", _array(pixel_values)
+        expected = (encoder.num_channels, *encoder.image_shape)
+        fits = given.ndim == 4 and given.shape[1:] == expected
+        wanted = f"[B, {', '.join(map(str, expected))}]"
+    else:
+        name, given = "encoder_hidden_states", _array(encoder_hidden_states)
+        fits = given.ndim == 3 and given.shape[2] == encoder.hidden_size
+        wanted = f"[B, S, {encoder.hidden_size}]"
+    if not fits or given.shape[0] == 0:
+        raise ValueError(f"{name} have shape {list(given.shape)}; this model takes {wanted}, B at least 1")
+    return given
+
+
+def _checked_mask(mask: Any, images: Any) -> Any:
+    if mask is None:
+        return None
+    mask = _array(mask)
+    if images.ndim != 3 or mask.shape != images.shape[:2]:
+        raise ValueError("encoder_attention_mask goes with encoder_hidden_states [B, S, E] and has shape [B, S]")
+    return mask
+
+
+def _checked_prompt(ids: Any, batch: int, vocab_size: int, settings: GenerationConfig) -> np.ndarray:
+    if ids is None:
+        ids = np.full((batch, 1), settings.start_token_id, np.int32)
+    prompt = np.asarray(ids)
+    if prompt.ndim != 2 or prompt.shape[0] != batch or prompt.shape[1] == 0:
+        raise ValueError(f"decoder_input_ids have shape {list(prompt.shape)}; [{batch}, P] was expected, P at least 1")
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        raise ValueError(
+            f"decoder_input_ids range from {prompt.min()} to {prompt.max()}; this model's tokens are 0 to {vocab_size - 1}"
+        )
+    return prompt.astype(np.int32)
+
+
+def _array(values: Any) -> Any:
+    return values if isinstance(values, jax.Array | np.ndarray) else np.asarray(values)
+
+
+def _pad_rows(values: Any, rows: int) -> Any:
+    """Repeats the first row up to `rows`: a real image costs nothing that zeros would not, and is never non-finite."""
+    if values is None or values.shape[0] == rows:
+        return values
+    concatenate = jnp.concatenate if isinstance(values, jax.Array) else np.concatenate
+    return concatenate([values, *[values[:1]] * (rows - values.shape[0])])

@@ -1,0 +1,72 @@
+"""What greedy and beam search share: the step function they drive, their options and their result.
+
+B images, K beams, P prompt tokens, L cache length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from trocr_jax.decoding.logits_processors import LogitsProcessor
+
+Array = jax.Array
+Cache = Any
+
+# (tokens [B, K], position, ancestors [B, K, L], cache) -> (logits [B, K, V], cache)
+StepFunction = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
+
+NEG_INF = -1.0e9  # the reference's "impossible": finite, so that it can be added to
+
+# early_stopping as a traced number
+EARLY_STOPPING: dict[Any, int] = {False: 0, True: 1, "never": 2}
+
+
+@flax.struct.dataclass
+class SearchOptions:
+    """Settings of a search, all traced: changing one does not recompile."""
+
+    max_length: Array  # tokens, start included; at most the buffer's length
+    end_tokens: Array  # [number of end tokens]
+    fill_token: Array  # stands behind the end of a sequence
+    length_penalty: Array
+    early_stopping: Array  # see EARLY_STOPPING
+    is_image: Array  # [B]; False for rows that only fill the batch up to its bucket
+    processors: tuple[LogitsProcessor, ...]
+
+
+@flax.struct.dataclass
+class Hypotheses:
+    """What a search found: R hypotheses of each image, best first."""
+
+    sequences: Array  # [B, R, L] int32, prompt first, filled up behind the end
+    num_tokens: Array  # [B, R] new tokens, the end token included; 0 for a slot that no hypothesis filled
+    token_log_probs: Array  # [B, R, L] at each new token's place, 0 elsewhere
+    scores: Array  # [B, R]: log-probability divided by length ** length_penalty; the plain sum under greedy
+
+
+def is_end(tokens: Array, options: SearchOptions) -> Array:
+    """Whether each token ends a sequence; the shape of `tokens`."""
+    return jnp.any(tokens[..., None] == options.end_tokens, axis=-1)
+
+
+def own_slots(batch: int, beams: int, length: int) -> Array:
+    """ancestors [B, K, L] of beams that have a past of their own: beam k's slots are all k."""
+    return jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[None, :, None], (batch, beams, length))
+
+
+def read_prompt(step: StepFunction, prompt: Array, ancestors: Array, cache: Cache) -> Cache:
+    """The cache with all prompt tokens but the last in it; prompt [B, P], every beam reads the same."""
+    batch, beams, _ = ancestors.shape
+
+    def read(position: Array, cache: Cache) -> Cache:
+        tokens = lax.dynamic_slice_in_dim(prompt, position, 1, axis=1)
+        return step(jnp.broadcast_to(tokens, (batch, beams)), position, ancestors, cache)[1]
+
+    # A prompt of the start token alone, the usual case, leaves nothing to read: no loop is compiled.
+    return lax.fori_loop(0, prompt.shape[1] - 1, read, cache) if prompt.shape[1] > 1 else cache

@@ -1,0 +1,1 @@
+"""The network: pure linen modules, arrays in, arrays out."""

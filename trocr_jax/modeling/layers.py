@@ -1,0 +1,225 @@
+"""The parts that encoder and decoder share: matrix product, normalisation, the only attention, the feed-forward block.
+
+B images, Q queries of one image, L keys of one image, H heads, D head size, E width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from trocr_jax.modeling.policy import FLOAT32, Layout, Policy
+
+Array = jax.Array
+
+# The reference computes gelu with erf; JAX's default is the tanh approximation.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
+def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
+    """x [..., in] times kernel ([in, out] or [out, in]) -> [..., out], in the policy's result dtype."""
+    rows = x.size // x.shape[-1]
+    flat = x.reshape(rows, x.shape[-1]).astype(policy.operand)  # [..., in] -> [rows, in]
+    if rows < policy.min_rows:
+        flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
+    contracted = 0 if layout == "in_out" else 1
+    product = lax.dot_general(
+        flat,
+        kernel.astype(policy.operand),
+        (((1,), (contracted,)), ((), ())),
+        precision=policy.precision,
+        preferred_element_type=policy.result,
+    )
+    return product[:rows].reshape(*x.shape[:-1], product.shape[-1])  # [rows, out] -> [..., out]
+
+
+class Dense(nn.Module):
+    """A linear layer: x [..., in_features] -> [..., features]."""
+
+    in_features: int
+    features: int
+    use_bias: bool = True
+    policy: Policy = FLOAT32
+    layout: Layout = "in_out"
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        shape = (self.in_features, self.features)
+        shape = shape if self.layout == "in_out" else shape[::-1]
+        self.kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, self.policy.param_dtype)
+        if self.use_bias:
+            self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.policy.param_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        y = matmul(x, self.kernel, self.policy, self.layout)
+        return y + self.bias.astype(y.dtype) if self.use_bias else y
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis: x [..., features] -> the same, in the policy's result dtype.
+
+    Mean first, then the mean of squared differences: Flax's default E[x^2] - E[x]^2 loses digits that the reference
+    keeps.
+    """
+
+    features: int
+    epsilon: float
+    policy: Policy = FLOAT32
+
+    def setup(self) -> None:
+        self.scale = self.param("scale", nn.initializers.ones, (self.features,), self.policy.param_dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.policy.param_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(self.policy.result)
+        centered = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+        y = centered * lax.rsqrt(variance + self.epsilon)
+        return y * self.scale.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of vectors: ids [...] -> [..., features] in the policy's result dtype."""
+
+    num_embeddings: int
+    features: int
+    policy: Policy = FLOAT32
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        shape = (self.num_embeddings, self.features)
+        self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), shape, self.policy.param_dtype)
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.policy.result)
+
+    def attend(self, x: Array) -> Array:
+        """x [..., features] -> logits [..., num_embeddings]: the tied head of a canonical tree."""
+        return matmul(x, self.embedding, self.policy, "out_in")
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    policy: Policy,
+    *,
+    mask: Array | None = None,
+    head_mask: Array | None = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+) -> tuple[Array, Array]:
+    """Scaled dot-product attention: (context [B, Q, H*D], weights [B, H, Q, L] as the softmax gives them).
+
+    query [B, Q, H, D], key and value [B, H, L, D]; mask is boolean and broadcasts to [B, H, Q, L], True where a query
+    may look; head_mask [H] multiplies the weights, `drop` is their dropout. Softmax is in the policy's result dtype.
+    """
+    batch, num_queries, heads, depth = query.shape
+    operand, precision, result = policy.operand, policy.precision, policy.result
+    scores = jnp.einsum(
+        "bqhd,bhld->bhql",
+        query.astype(operand),
+        key.astype(operand),
+        precision=precision,
+        preferred_element_type=result,
+    )
+    scores = scores * depth**-0.5
+    if mask is not None:
+        # The most negative finite number, as in the reference: a row with nothing to look at stays finite.
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    used = drop(weights if head_mask is None else weights * head_mask[:, None, None])
+    context = jnp.einsum(
+        "bhql,bhld->bqhd",
+        used.astype(operand),
+        value.astype(operand),
+        precision=precision,
+        preferred_element_type=result,
+    )
+    return context.reshape(batch, num_queries, heads * depth), weights  # [B, Q, H, D] -> [B, Q, H*D]
+
+
+class Attention(nn.Module):
+    """Multi-head attention's projections; the attention itself is `attend`.
+
+    A canonical tree has `q_proj`, `k_proj`, `v_proj`; a prepared one has them side by side in one kernel, `qkv_proj`
+    where all three look at the same input and `kv_proj` beside `q_proj` where keys come from the encoder.
+    """
+
+    width: int
+    num_heads: int
+    kv_width: int | None = None  # None: self-attention
+    use_bias: bool = True
+    policy: Policy = FLOAT32
+    layout: Layout = "in_out"
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        def dense(in_features: int, features: int, use_bias: bool = self.use_bias) -> Dense:
+            return Dense(in_features, features, use_bias, self.policy, self.layout, self.init_std)
+
+        width, kv_width = self.width, self.width if self.kv_width is None else self.kv_width
+        if not self.policy.is_prepared:
+            self.q_proj, self.k_proj, self.v_proj = dense(width, width), dense(kv_width, width), dense(kv_width, width)
+        elif self.kv_width is None:
+            self.qkv_proj = dense(width, 3 * width)
+        else:
+            self.q_proj, self.kv_proj = dense(width, width), dense(kv_width, 2 * width)
+        self.out_proj = dense(width, width, use_bias=True)
+
+    def project_query(self, x: Array) -> Array:
+        """x [B, Q, E] -> queries [B, Q, H, D]; cross-attention's."""
+        return self._split(self.q_proj(x))
+
+    def project_key_value(self, states: Array) -> tuple[Array, Array]:
+        """encoder states [B, L, E'] -> keys and values, each [B, H, L, D]; cross-attention's."""
+        if self.policy.is_prepared:
+            key, value = jnp.split(self.kv_proj(states), 2, axis=-1)
+        else:
+            key, value = self.k_proj(states), self.v_proj(states)
+        return self._heads_first(key), self._heads_first(value)
+
+    def project_self(self, x: Array) -> tuple[Array, Array, Array]:
+        """x [B, Q, E] -> queries [B, Q, H, D], keys and values [B, H, Q, D]; self-attention's."""
+        if self.policy.is_prepared:
+            query, key, value = jnp.split(self.qkv_proj(x), 3, axis=-1)
+        else:
+            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self._split(query), self._heads_first(key), self._heads_first(value)
+
+    def project_out(self, context: Array) -> Array:
+        """context [B, Q, H*D] -> [B, Q, E]."""
+        return self.out_proj(context)
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)  # [B, Q, E] -> [B, Q, H, D]
+
+    def _heads_first(self, x: Array) -> Array:
+        return jnp.swapaxes(self._split(x), 1, 2)  # [B, L, H, D] -> [B, H, L, D]
+
+
+class Mlp(nn.Module):
+    """The feed-forward block: x [..., E] -> fc1 -> activation -> fc2 -> [..., E]."""
+
+    width: int
+    hidden: int
+    activation: str
+    policy: Policy = FLOAT32
+    layout: Layout = "in_out"
+    init_std: float = 0.02
+    dropout_rate: float = 0.0
+
+    def setup(self) -> None:
+        self.fc1 = Dense(self.width, self.hidden, True, self.policy, self.layout, self.init_std)
+        self.fc2 = Dense(self.hidden, self.width, True, self.policy, self.layout, self.init_std)
+        self.dropout = nn.Dropout(self.dropout_rate)
+
+    def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
+        x = ACTIVATIONS[self.activation](self.fc1(x))
+        return self.fc2(self.dropout(x, deterministic=deterministic))

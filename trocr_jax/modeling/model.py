@@ -1,0 +1,183 @@
+"""The whole network: encoder, optional bridge, decoder; and the run-time tree that `prepare` derives for it.
+
+B images, K beams, T target tokens, L cache length, S encoder tokens, E width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from trocr_jax.config import VisionEncoderDecoderConfig
+from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
+from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal_mask
+from trocr_jax.modeling.encoder import Encoder, EncoderOutput
+from trocr_jax.modeling.layers import Array, Dense
+from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
+
+Params = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class BeamCache:
+    """What decoding remembers of a batch: constant cross-attention, and self-attention shared by the beams."""
+
+    cross_kv: tuple[CrossKV, ...]
+    self_kv: tuple[SelfKV, ...]
+    encoder_mask: Array | None  # [B, 1, 1, S], True where an encoder token may be looked at
+
+
+class VisionEncoderDecoder(nn.Module):
+    """TrOCR. All methods are pure: call them as `model.apply({"params": params}, ..., method="encode")`."""
+
+    config: VisionEncoderDecoderConfig
+    policy: Policy = FLOAT32
+
+    def setup(self) -> None:
+        encoder, decoder = self.config.encoder, self.config.decoder
+        # A decoder inside this model always has cross-attention, whatever its file says of is_decoder.
+        self.encoder = Encoder(encoder, self.policy)
+        self.decoder = Decoder(decoder.replace(is_decoder=True), self.policy)
+        if self.config.has_bridge:
+            width, std, layout = decoder.d_model, decoder.init_std, self.policy.encoder_layout
+            self.enc_to_dec_proj = Dense(encoder.hidden_size, width, True, self.policy, layout, std)
+
+    def encode(self, pixel_values: Array, **outputs: bool) -> EncoderOutput:
+        """pixel_values [B, 3, height, width] -> EncoderOutput with last_hidden_state [B, S, E], before any bridge."""
+        return self.encoder(pixel_values, **outputs)
+
+    def project_encoder(self, encoder_hidden_states: Array) -> tuple[CrossKV, ...]:
+        """[B, S, E] -> cross-attention keys and values of every decoder layer, through the bridge if there is one."""
+        if self.config.has_bridge:
+            encoder_hidden_states = self.enc_to_dec_proj(encoder_hidden_states)
+        return self.decoder.project_encoder(encoder_hidden_states)
+
+    def start(
+        self, encoder_hidden_states: Array, encoder_attention_mask: Array | None, num_beams: int, cache_length: int
+    ) -> BeamCache:
+        """The cache before the first token: cross-attention projected once an image, self-attention empty."""
+        decoder, batch = self.config.decoder, encoder_hidden_states.shape[0]
+        heads = decoder.decoder_attention_heads
+        mask = None if encoder_attention_mask is None else encoder_attention_mask.astype(bool)[:, None, None, :]
+        # The self-attention cache is kept in the result dtype: XLA's CPU backend of jax 0.10 rewrites a whole
+        # bfloat16 buffer to update one slot of it.
+        slots, depth = cache_length * num_beams, decoder.d_model // heads
+        return BeamCache(
+            cross_kv=self.project_encoder(encoder_hidden_states),
+            self_kv=allocate(decoder.decoder_layers, batch, heads, slots, depth, self.policy.result),
+            encoder_mask=mask,
+        )
+
+    def step(self, tokens: Array, position: Array, ancestors: Array, cache: BeamCache) -> tuple[Array, BeamCache]:
+        """(logits [B, K, V] of the next token, the cache with these tokens in it).
+
+        tokens [B, K] stand at `position`; ancestors [B, K, L] say whose slots each beam looks at.
+        """
+        output = self.decoder(
+            tokens,
+            cache.cross_kv,
+            beam_mask(ancestors, position),
+            position,
+            self_kv=cache.self_kv,
+            slot=position * tokens.shape[1],
+            is_one_position=True,
+            cross_mask=cache.encoder_mask,
+        )
+        return output.logits, cache.replace(self_kv=output.self_kv)
+
+    def decode(self, decoder_input_ids: Array, encoder_hidden_states: Array) -> DecoderOutput:
+        """Teacher forcing: decoder_input_ids [B, T] and [B, S, E] -> logits [B, T, V]."""
+        mask = causal_mask(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
+        return self.decoder(decoder_input_ids, self.project_encoder(encoder_hidden_states), mask)
+
+    def __call__(self, pixel_values: Array, decoder_input_ids: Array) -> Array:
+        """pixel_values [B, 3, height, width] and decoder_input_ids [B, T] -> logits [B, T, V]."""
+        return self.decode(decoder_input_ids, self.encode(pixel_values).last_hidden_state).logits
+
+
+def init_params(model: VisionEncoderDecoder, key: Array) -> Params:
+    """A random parameter tree of the model, in its policy's `param_dtype`."""
+    config = model.config.encoder
+    pixel_values = jnp.zeros((1, config.num_channels, *config.image_shape), model.policy.result)
+    return jax.jit(model.init)(key, pixel_values, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(model: VisionEncoderDecoder) -> Params:
+    """The tree of names, shapes and dtypes that the model's parameters must have; nothing is computed."""
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+
+
+def prepare(params: Params, model: VisionEncoderDecoder) -> tuple[VisionEncoderDecoder, Params]:
+    """The model and tree to run: the canonical parameters as this backend computes fastest with them.
+
+    Queries, keys and values lie in one kernel, kernels in the layout of `Policy`, matrices in the operand dtype and
+    all else in the result dtype; a tied head is the embedding table itself, not a copy where their dtypes agree.
+    """
+    policy = prepared(model.policy)
+    tree: dict[str, Any] = {"encoder": _prepare_encoder(params["encoder"], policy)}
+    if "enc_to_dec_proj" in params:
+        tree["enc_to_dec_proj"] = _dense(params["enc_to_dec_proj"], policy, policy.encoder_layout)
+    tree["decoder"] = _prepare_decoder(params["decoder"], policy)
+    return model.clone(policy=policy), tree
+
+
+def _prepare_encoder(params: Params, policy: Policy) -> Params:
+    layout = policy.encoder_layout
+    tree = {name: _plain(branch, policy) for name, branch in params.items() if not name.startswith("layers_")}
+    patches = params["embeddings"]["patch_embeddings"]
+    flat = {**patches, "kernel": jnp.reshape(patches["kernel"], (-1, patches["kernel"].shape[-1]))}
+    tree["embeddings"] = {**tree["embeddings"], "patch_embeddings": _dense(flat, policy, layout)}
+    for name in params.keys() - tree.keys():
+        layer = params[name]
+        tree[name] = {
+            "layernorm_before": _plain(layer["layernorm_before"], policy),
+            "attention": _attention(layer["attention"], policy, layout, is_cross=False),
+            "layernorm_after": _plain(layer["layernorm_after"], policy),
+            "mlp": {name: _dense(branch, policy, layout) for name, branch in layer["mlp"].items()},
+        }
+    return tree
+
+
+def _prepare_decoder(params: Params, policy: Policy) -> Params:
+    layout = policy.decoder_layout
+    embedding = jnp.asarray(params["embed_tokens"]["embedding"])
+    if "output_projection" in params:
+        head = _dense(params["output_projection"], policy, "out_in")
+    else:
+        head = {"kernel": embedding.astype(policy.operand)}
+    tree = {name: _plain(branch, policy) for name, branch in params.items() if not name.startswith("layers_")}
+    tree["output_projection"] = head
+    for name in params.keys() - tree.keys():
+        layer = dict(params[name])
+        tree[name] = {
+            "self_attn": _attention(layer.pop("self_attn"), policy, layout, is_cross=False),
+            "encoder_attn": _attention(layer.pop("encoder_attn"), policy, layout, is_cross=True),
+            "mlp": {name: _dense(branch, policy, layout) for name, branch in layer.pop("mlp").items()},
+            **{name: _plain(branch, policy) for name, branch in layer.items()},
+        }
+    return tree
+
+
+def _plain(branch: Params, policy: Policy) -> Params:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(policy.result), dict(branch))
+
+
+def _dense(branch: Params, policy: Policy, layout: Layout) -> Params:
+    kernel = jnp.asarray(branch["kernel"]).astype(policy.operand)
+    tree = {"kernel": kernel if layout == "in_out" else kernel.T}
+    return {**tree, "bias": jnp.asarray(branch["bias"]).astype(policy.result)} if "bias" in branch else tree
+
+
+def _attention(branch: Params, policy: Policy, layout: Layout, *, is_cross: bool) -> Params:
+    joined = ("k_proj", "v_proj") if is_cross else ("q_proj", "k_proj", "v_proj")
+    parts = [branch[name] for name in joined]
+    whole = {leaf: jnp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
+    tree = {"kv_proj" if is_cross else "qkv_proj": _dense(whole, policy, layout)}
+    if is_cross:
+        tree["q_proj"] = _dense(branch["q_proj"], policy, layout)
+    return {**tree, "out_proj": _dense(branch["out_proj"], policy, layout)}
