@@ -155,6 +155,33 @@ def make_twin(content: dict[str, Any] | None = None, seed: int = 0) -> Twin:
     return Twin(oracle, config, store.from_torch(tensors, names.table(config), "the oracle"))
 
 
+def make_reader(content: dict[str, Any] | None = None, seed: int = 0, end_rate: float = 0.12) -> Twin:
+    """A twin whose texts end at many different steps.
+
+    Random weights as they are repeat a few tokens for ever. Here the image and the position weigh more than the last
+    token, and the last norm's bias leans towards the end token so far that it wins in `end_rate` of random contexts.
+    """
+    twin = make_twin(content or config_dict(), seed)
+    oracle, decoder = twin.oracle, twin.oracle.decoder.model.decoder
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(0.5)
+        if twin.config.decoder.use_learned_position_embeddings:
+            decoder.embed_positions.weight.mul_(3.0)
+        for layer in decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(4.0)
+            layer.encoder_attn.q_proj.weight.mul_(2.0)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(3, twin.config.decoder.vocab_size, (32, 24), generator=generator)
+        logits = oracle(torch.from_numpy(twin.pixels(32, seed)), decoder_input_ids=ids).logits
+        end = logits[..., 2].clone()
+        logits[..., 2] = -torch.inf
+        lead = torch.quantile((logits.max(-1).values - end).flatten(), end_rate)
+        row = oracle.decoder.output_projection.weight[2]
+        decoder.layers[-1].final_layer_norm.bias.add_(lead * row / row.square().sum())
+    tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
+    return dataclasses.replace(twin, params=store.from_torch(tensors, names.table(twin.config), "the oracle"))
+
+
 @functools.cache
 def default_twin(seed: int = 0) -> Twin:
     """The twin of the small default, made once."""
