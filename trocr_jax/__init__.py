@@ -1,0 +1,60 @@
+"""TrOCR in JAX/Flax: reads images of text lines on CPU, GPU and TPU, token for token as the PyTorch reference."""
+
+from typing import TYPE_CHECKING, Any
+
+from trocr_jax.version import __version__
+
+if TYPE_CHECKING:
+    from trocr_jax.config import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
+    from trocr_jax.decoding.generate import GenerationOutput
+    from trocr_jax.generation_config import GenerationConfig
+    from trocr_jax.models import DeiTModel, TrOCRForCausalLM, VisionEncoderDecoderModel, ViTModel
+    from trocr_jax.processing.processor import TrOCRProcessor
+    from trocr_jax.recognizer import TrOCR
+    from trocr_jax.results import Recognition
+
+# Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
+_HOMES = {
+    "DeiTConfig": "config",
+    "DeiTModel": "models",
+    "GenerationConfig": "generation_config",
+    "GenerationOutput": "decoding.generate",
+    "Recognition": "results",
+    "TrOCR": "recognizer",
+    "TrOCRConfig": "config",
+    "TrOCRForCausalLM": "models",
+    "TrOCRProcessor": "processing.processor",
+    "ViTConfig": "config",
+    "ViTModel": "models",
+    "VisionEncoderDecoderConfig": "config",
+    "VisionEncoderDecoderModel": "models",
+}
+
+__all__ = [
+    "DeiTConfig",
+    "DeiTModel",
+    "GenerationConfig",
+    "GenerationOutput",
+    "Recognition",
+    "TrOCR",
+    "TrOCRConfig",
+    "TrOCRForCausalLM",
+    "TrOCRProcessor",
+    "ViTConfig",
+    "ViTModel",
+    "VisionEncoderDecoderConfig",
+    "VisionEncoderDecoderModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trocr_jax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"trocr_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,14 +17,9 @@ import safetensors
 import safetensors.numpy
 
 from trocr_jax.checkpoints import names
+from trocr_jax.checkpoints.hub import NATIVE_NAME, WEIGHT_NAMES
 from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
 from trocr_jax.config import VisionEncoderDecoderConfig, read_json
-
-NATIVE_NAME = "flax_model.safetensors"
-TORCH_NAME = "model.safetensors"
-TORCH_INDEX_NAME = "model.safetensors.index.json"
-# What a folder may hold, best first.
-WEIGHT_NAMES = (NATIVE_NAME, TORCH_NAME, TORCH_INDEX_NAME)
 
 # Formats of the reference that are read by no one here yet, for the error that names them.
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
@@ -63,6 +58,20 @@ def load_params(
     tensors = read_tensors(path)
     config = _reconcile(config, tensors, path)
     return config, from_torch(tensors, names.table(config), path)
+
+
+def load_part(
+    folder: str | os.PathLike[str], entries: Iterable[Entry], abstract: Mapping[str, Any]
+) -> Params:
+    """The canonical tree of an encoder or decoder saved on its own, checked against its abstract tree."""
+    path = find_weights(folder)
+    tensors = read_tensors(path)
+    if path.name == NATIVE_NAME:
+        params = unflatten({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
+    else:
+        params = from_torch(tensors, entries, path)
+    check_shapes(params, abstract, path)
+    return params
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -176,4 +185,5 @@ def save_native(params: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     partial = path.with_name(f".{path.name}.partial")
     tensors = {".".join(leaf): np.ascontiguousarray(array) for leaf, array in flatten(params).items()}
     safetensors.numpy.save_file(tensors, partial, metadata={"format": "flax"})
+    partial.chmod(0o644)  # the package writes files that only their owner can read
     os.replace(partial, path)

@@ -53,9 +53,11 @@ class VisionEncoderDecoder(nn.Module):
 
     def project_encoder(self, encoder_hidden_states: Array) -> tuple[CrossKV, ...]:
         """[B, S, E] -> cross-attention keys and values of every decoder layer, through the bridge if there is one."""
-        if self.config.has_bridge:
-            encoder_hidden_states = self.enc_to_dec_proj(encoder_hidden_states)
-        return self.decoder.project_encoder(encoder_hidden_states)
+        return self.decoder.project_encoder(self.bridge(encoder_hidden_states))
+
+    def bridge(self, encoder_hidden_states: Array) -> Array:
+        """[B, S, E] as the decoder's cross-attention takes it: projected if the model has a bridge, else unchanged."""
+        return self.enc_to_dec_proj(encoder_hidden_states) if self.config.has_bridge else encoder_hidden_states
 
     def start(
         self, encoder_hidden_states: Array, encoder_attention_mask: Array | None, num_beams: int, cache_length: int

@@ -1,0 +1,170 @@
+"""The command line: arguments in, recogniser out. Results go to stdout, all talk to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import trocr_jax.version
+
+if TYPE_CHECKING:
+    from trocr_jax.results import Recognition
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+
+EXAMPLES = """\
+examples:
+  trocr-jax read line.png                          print the text of one image
+  trocr-jax read scans/ --format tsv > texts.tsv   every image below a folder
+  ls *.png | trocr-jax read - --format jsonl       a list of paths on stdin
+  trocr-jax read --model microsoft/trocr-base-printed --num-beams 4 line.png
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status is 0, 1 if an image could not be read, or 2 if nothing could start."""
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Text is Unicode whatever the locale; file names may hold bytes that are not.
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
+    parser.add_argument("--version", action="version", version=f"trocr-jax {trocr_jax.version.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    read = commands.add_parser(
+        "read",
+        help="print the text in images of single lines",
+        description="Prints the text in images of single text lines, in order, as soon as it is read.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    read.set_defaults(run=_read)
+    read.add_argument("paths", nargs="+", metavar="PATH", help="image, folder (all images below it), glob, or - for stdin")
+    read.add_argument("--model", metavar="ID_OR_FOLDER", help="hub id or folder (default: the small embedded model)")
+    read.add_argument("--num-beams", type=_positive, metavar="N", help="beams to search with; 1 is greedy")
+    read.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest text, in tokens")
+    read.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="precision (default: auto, which is float32 on CPU and bfloat16 on GPU and TPU)",
+    )
+    read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
+    read.add_argument(
+        "--format",
+        default="text",
+        choices=("text", "tsv", "jsonl"),
+        help="text: the text, behind its path where there are several images; tsv: path, tab, text, with \\t, \\n "
+        "and \\\\ for tab, newline and backslash; jsonl: one JSON object an image, errors included",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _read(options: argparse.Namespace) -> int:
+    try:
+        paths, count = find_images(options.paths)
+        if count == 0:
+            raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
+        # Imported only now, so that --help and mistakes in the paths answer at once.
+        from trocr_jax.compilation_cache import enable_compilation_cache
+        from trocr_jax.recognizer import TrOCR
+
+        enable_compilation_cache()
+        ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+        settings = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        results = ocr.stream(paths, batch_size=options.batch_size, **settings)
+        return _print(results, count, FORMATS["plain" if options.format == "text" and count == 1 else options.format])
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+
+
+def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:
+    """(paths of images, how many). A path that is not there is kept, to be reported in its place.
+
+    The number is None where paths come from stdin: those are taken one by one, as they arrive.
+    """
+    arguments = list(arguments)
+    if "-" in arguments:
+        return _from_stdin(arguments), None
+    paths = [path for argument in arguments for path in _expand(argument)]
+    return paths, len(paths)
+
+
+def _from_stdin(arguments: Iterable[str]) -> Iterator[str]:
+    for argument in arguments:
+        lines = (line.rstrip("\r\n") for line in sys.stdin) if argument == "-" else (argument,)
+        for line in lines:
+            if line:
+                yield from _expand(line)
+
+
+def _expand(argument: str) -> list[str]:
+    path = pathlib.Path(argument)
+    if path.is_dir():
+        return sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not path.exists() and glob.has_magic(argument):
+        return sorted(found for found in glob.glob(argument, recursive=True) if os.path.isfile(found))
+    return [argument]
+
+
+def _escape(field: str) -> str:
+    return field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+FORMATS: dict[str, Callable[[Recognition], str | None]] = {
+    "plain": lambda result: None if result.error else result.text,
+    "text": lambda result: None if result.error else f"{result.source}: {result.text}",
+    "tsv": lambda result: None if result.error else f"{_escape(result.source or '')}\t{_escape(result.text)}",
+    "jsonl": lambda result: json.dumps(result.to_dict(), ensure_ascii=False),
+}
+
+
+def _print(results: Iterable[Recognition], count: int | None, to_line: Callable[[Recognition], str | None]) -> int:
+    from tqdm import tqdm
+
+    status = 0
+    # A bar only where somebody watches, and not for one image.
+    progress = tqdm(total=count, unit="line", file=sys.stderr, disable=count == 1 or not sys.stderr.isatty())
+    with progress:
+        for result in results:
+            if result.error is not None:
+                status = 1
+                tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
+            line = to_line(result)
+            if line is not None:
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
+            progress.update()
+    return status

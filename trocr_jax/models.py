@@ -1,0 +1,519 @@
+"""The reference's model classes under its names: stateless wrappers over the linen modules and a parameter tree.
+
+A wrapper holds a configuration, a precision policy and a tree; every call is a pure function of those and its arguments.
+Outputs are pytrees with the reference's field names.
+
+B images, T target tokens, S encoder tokens, H heads, E width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trocr_jax.checkpoints import names, store
+from trocr_jax.checkpoints.hub import local_folder
+from trocr_jax.config import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    DeiTConfig,
+    TrOCRConfig,
+    VisionEncoderDecoderConfig,
+    ViTConfig,
+    encoder_config_from_dict,
+    read_json,
+    write_json,
+)
+from trocr_jax.decoding.generate import GenerationOutput, generate
+from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
+from trocr_jax.modeling.decoder import Decoder, DecoderOutput, HeadMasks, causal_mask
+from trocr_jax.modeling.encoder import Encoder, EncoderOutput
+from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, init_params, prepare
+from trocr_jax.modeling.policy import get_policy
+
+Array = jax.Array
+Params = Mapping[str, Any]
+IGNORED_LABEL = -100
+
+
+class _Output:
+    """What the reference's outputs offer beside their fields."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are there, in order."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return tuple(value for value in values if value is not None)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+
+@flax.struct.dataclass
+class PastKeyValues:
+    """A preallocated cache of everything read so far; pass it back with the next tokens."""
+
+    self_kv: tuple[SelfKV, ...]  # a layer each, [B, H, max_position_embeddings, D]
+    cross_kv: tuple[CrossKV, ...] | None
+    length: Array  # [] positions filled
+
+
+@flax.struct.dataclass
+class BaseModelOutput(_Output):
+    """An encoder's output; there is no pooler, since no TrOCR uses one."""
+
+    last_hidden_state: Array  # [B, S, E]
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class CausalLMOutputWithCrossAttentions(_Output):
+    """A decoder's output."""
+
+    loss: Array | None = None
+    logits: Array | None = None  # [B, T, V]
+    past_key_values: PastKeyValues | None = None
+    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of [B, T, E]
+    attentions: tuple[Array, ...] | None = None  # a layer each, [B, H, T, T] or [B, H, T, cache length]
+    cross_attentions: tuple[Array, ...] | None = None  # a layer each, [B, H, T, S]
+
+
+@flax.struct.dataclass
+class Seq2SeqLMOutput(_Output):
+    """The whole model's output."""
+
+    loss: Array | None = None
+    logits: Array | None = None  # [B, T, V]
+    past_key_values: PastKeyValues | None = None
+    decoder_hidden_states: tuple[Array, ...] | None = None
+    decoder_attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+    encoder_last_hidden_state: Array | None = None  # [B, S, E]
+    encoder_hidden_states: tuple[Array, ...] | None = None
+    encoder_attentions: tuple[Array, ...] | None = None
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean of -log p(label) over labels that are not -100, in float32 at least; logits [..., V], labels [...].
+
+    labels[..., i] is the target of logits[..., i, :]: nothing is shifted here.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    is_counted = labels != IGNORED_LABEL
+    picked = jnp.take_along_axis(log_probs, jnp.where(is_counted, labels, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(is_counted, picked, 0)) / jnp.sum(is_counted)
+
+
+def shift_tokens_right(labels: Any, pad_token_id: int, decoder_start_token_id: int) -> Array:
+    """labels [B, T] -> decoder inputs [B, T]: the start token in front, the last label gone, -100 made pad.
+
+    In:  [[5, 6, 2, -100]], pad 1, start 2
+    Out: [[2, 5, 6, 2]]
+    """
+    labels = jnp.asarray(labels)
+    shifted = jnp.concatenate([jnp.full_like(labels[:, :1], decoder_start_token_id), labels[:, :-1]], axis=1)
+    return jnp.where(shifted == IGNORED_LABEL, pad_token_id, shifted)
+
+
+class _Model:
+    """What all wrappers share: a tree that is made at random when first needed, unless one is given."""
+
+    config: Any
+    module: Any
+
+    def __init__(self, params: Params | None, dtype: str, seed: int):
+        self.policy = get_policy(dtype)
+        self._params = params
+        self._seed = seed
+
+    @property
+    def params(self) -> Params:
+        """The canonical parameter tree; assign another to change the weights."""
+        if self._params is None:
+            self._params = self._init(jax.random.key(self._seed))
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = params
+        self.__dict__.pop("runtime", None)
+
+    def _init(self, key: Array) -> Params:
+        raise AssertionError("every wrapper has its own")
+
+    def _abstract(self) -> Params:
+        return jax.eval_shape(self._init, jax.random.key(0))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json and the weights (flax_model.safetensors) to a folder, which is made if need be."""
+        path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG_NAME, self.config.to_dict())
+        store.save_native(self.params, path / store.NATIVE_NAME)
+
+
+class ViTModel(_Model):
+    """The image encoder alone."""
+
+    config_class: ClassVar[type[ViTConfig]] = ViTConfig
+
+    def __init__(self, config: ViTConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0):
+        super().__init__(params, dtype, seed)
+        self.config = config
+        self.module = Encoder(config, self.policy)
+
+    def _init(self, key: Array) -> Params:
+        shape = (1, self.config.num_channels, *self.config.image_shape)
+        return jax.jit(self.module.init)(key, jnp.zeros(shape, self.policy.result))["params"]
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, dtype: str = "float32", **hub_options: Any) -> Self:
+        """The encoder of a folder or hub id: of a checkpoint of its own, or out of a whole TrOCR."""
+        folder = local_folder(source, **hub_options)
+        content = read_json(folder / CONFIG_NAME)
+        if content.get("model_type") == VisionEncoderDecoderConfig.model_type:
+            whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
+            return cls(whole.config.encoder, whole.params["encoder"], dtype=dtype)
+        config = encoder_config_from_dict(content)
+        model = cls(config, dtype=dtype)
+        model.params = store.load_part(folder, names.encoder_table(config), model._abstract())
+        return model
+
+    def __call__(
+        self,
+        pixel_values: Any,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """pixel_values [B, 3, height, width] -> last_hidden_state [B, S, E] and what else was asked for."""
+        found = _encode(
+            self.params,
+            jnp.asarray(pixel_values),
+            module=self.module,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        output = BaseModelOutput(found.last_hidden_state, found.hidden_states, found.attentions)
+        return output if return_dict else output.to_tuple()
+
+
+class DeiTModel(ViTModel):
+    """The image encoder with a distillation token alone."""
+
+    config_class: ClassVar[type[ViTConfig]] = DeiTConfig
+
+
+class TrOCRForCausalLM(_Model):
+    """The text decoder with its language-model head, with or without an encoder's states."""
+
+    def __init__(self, config: TrOCRConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0):
+        super().__init__(params, dtype, seed)
+        self.config = config.replace(is_decoder=True)
+        self.module = Decoder(self.config, self.policy)
+
+    def _init(self, key: Array) -> Params:
+        width = self.config.cross_attention_hidden_size or self.config.d_model
+        states, ids = jnp.zeros((1, 1, width), self.policy.result), jnp.zeros((1, 1), jnp.int32)
+
+        def initialise(module: Decoder) -> DecoderOutput:
+            return module(ids, module.project_encoder(states), causal_mask(1, 1))
+
+        return jax.jit(functools.partial(self.module.init, method=initialise))(key)["params"]
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, dtype: str = "float32", **hub_options: Any) -> Self:
+        """The decoder of a folder or hub id: of a checkpoint of its own, or out of a whole TrOCR."""
+        folder = local_folder(source, **hub_options)
+        content = read_json(folder / CONFIG_NAME)
+        if content.get("model_type") == VisionEncoderDecoderConfig.model_type:
+            whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
+            return cls(whole.config.decoder, whole.params["decoder"], dtype=dtype)
+        model = cls(TrOCRConfig.from_dict(content), dtype=dtype)
+        model.params = store.load_part(folder, names.decoder_table(model.config), model._abstract())
+        return model
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        head_mask: Any = None,
+        cross_attn_head_mask: Any = None,
+        past_key_values: PastKeyValues | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
+        """Logits of the next token at every position, and what else was asked for.
+
+        input_ids [B, T] (or inputs_embeds [B, T, E]); attention_mask [B, past + T], 0 for tokens not to look at;
+        encoder_hidden_states [B, S, E'] with encoder_attention_mask [B, S]; head_mask and cross_attn_head_mask
+        [layers, H]; labels [B, T] are not shifted, -100 is not counted. With `use_cache`, which here is off unless it
+        is asked for, `past_key_values` holds everything read so far: pass it back with the tokens that follow.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        arrays = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "head_mask": head_mask,
+            "cross_attn_head_mask": cross_attn_head_mask,
+            "labels": labels,
+        }
+        given = {name: None if value is None else jnp.asarray(value) for name, value in arrays.items()}
+        output = _decode(
+            self.params,
+            given,
+            past_key_values,
+            module=self.module,
+            use_cache=bool(use_cache) or past_key_values is not None,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class VisionEncoderDecoderModel(_Model):
+    """The whole of TrOCR: images in, text out."""
+
+    def __init__(
+        self,
+        config: VisionEncoderDecoderConfig | None = None,
+        encoder: ViTModel | None = None,
+        decoder: TrOCRForCausalLM | None = None,
+        params: Params | None = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+    ):
+        super().__init__(params, dtype, seed)
+        if config is None:
+            if encoder is None or decoder is None:
+                raise ValueError("pass either config= or both encoder= and decoder=")
+            config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        self.config = config
+        self.module = VisionEncoderDecoder(config, self.policy)
+        self._encoder, self._decoder = encoder, decoder
+        self._generation_config = generation_config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The settings that `generate` starts from: those given, else what the configuration says."""
+        if self._generation_config is not None:
+            return self._generation_config
+        return GenerationConfig.from_model_config(self.config.to_dict())
+
+    def _init(self, key: Array) -> Params:
+        params = dict(init_params(self.module, key))
+        for name, part in (("encoder", self._encoder), ("decoder", self._decoder)):
+            if part is not None:
+                params[name] = part.params
+        return params
+
+    def _abstract(self) -> Params:
+        return abstract_params(self.module)
+
+    @functools.cached_property
+    def runtime(self) -> tuple[VisionEncoderDecoder, Params]:
+        """The module and tree that inference runs, made from `params` once; see `modeling.model.prepare`."""
+        return prepare(self.params, self.module)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, dtype: str = "float32", **hub_options: Any) -> Self:
+        """The model of a folder or hub id. `hub_options`: see `trocr_jax.TrOCR.from_pretrained`.
+
+        Raises ValueError for a configuration that is not supported or weights that do not fit it, FileNotFoundError
+        or OSError where there is nothing to load.
+        """
+        folder = local_folder(source, **hub_options)
+        config, params = store.load_params(folder, VisionEncoderDecoderConfig.from_pretrained(folder))
+        model = cls(config, params=params, generation_config=GenerationConfig.from_pretrained(folder), dtype=dtype)
+        store.check_shapes(params, model._abstract(), folder)
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json, generation_config.json and the weights to a folder, which is made if need be."""
+        super().save_pretrained(folder)
+        write_json(pathlib.Path(folder) / GENERATION_CONFIG_NAME, self.generation_config.to_dict())
+
+    def __call__(
+        self,
+        pixel_values: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        encoder_outputs: Any = None,
+        past_key_values: PastKeyValues | None = None,
+        decoder_inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits for given target tokens, and the loss where labels are given.
+
+        pixel_values [B, 3, height, width], or encoder_outputs from an earlier call (an output, a tuple, or [B, S, E]
+        itself). labels [B, T], end token included and start token not: they are shifted right from
+        `decoder_start_token_id` to become the decoder's input, unless decoder_input_ids are given, and -100 is not
+        counted. Other arguments as in `TrOCRForCausalLM`.
+        """
+        encoded = self._encoded(pixel_values, encoder_outputs, output_attentions, output_hidden_states)
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            start, pad = self.config.label_start_token_id, self.config.label_pad_token_id
+            decoder_input_ids = shift_tokens_right(labels, pad, start)
+        states = encoded.last_hidden_state
+        if self.config.has_bridge:
+            states = _bridge(self.params["enc_to_dec_proj"], states, module=self.module)
+        decoder = TrOCRForCausalLM(self.config.decoder, self.params["decoder"], dtype=self.policy.name)
+        decoded = decoder(
+            decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=states,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        assert isinstance(decoded, CausalLMOutputWithCrossAttentions)
+        output = Seq2SeqLMOutput(
+            loss=decoded.loss,
+            logits=decoded.logits,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _encoded(
+        self, pixel_values: Any, encoder_outputs: Any, output_attentions: bool, output_hidden_states: bool
+    ) -> BaseModelOutput:
+        if isinstance(encoder_outputs, BaseModelOutput):
+            return encoder_outputs
+        if encoder_outputs is not None:
+            parts = encoder_outputs if isinstance(encoder_outputs, tuple) else (encoder_outputs,)
+            return BaseModelOutput(*parts)
+        if pixel_values is None:
+            raise ValueError("pass either pixel_values or encoder_outputs")
+        encoder = ViTModel(self.config.encoder, self.params["encoder"], dtype=self.policy.name)
+        output = encoder(
+            pixel_values, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        assert isinstance(output, BaseModelOutput)
+        return output
+
+    def generate(
+        self, pixel_values: Any = None, *, return_dict_in_generate: bool = False, **arguments: Any
+    ) -> np.ndarray | GenerationOutput:
+        """Token ids [B*R, length] for images, or the whole GenerationOutput with `return_dict_in_generate`.
+
+        `arguments` are encoder_hidden_states, encoder_attention_mask and decoder_input_ids, and any field of
+        GenerationConfig. The default length fits a line of text, where the reference stops after 20 tokens.
+        """
+        inputs = {
+            name: arguments.pop(name, None)
+            for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids")
+        }
+        model, params = self.runtime
+        output = generate(
+            model, params, self.generation_config, pixel_values=pixel_values, options=arguments, **inputs
+        )
+        return output if return_dict_in_generate else output.sequences
+
+
+@functools.partial(jax.jit, static_argnames=("module", "output_attentions", "output_hidden_states"))
+def _encode(params: Params, pixel_values: Array, *, module: Encoder, **outputs: bool) -> EncoderOutput:
+    return module.apply({"params": params}, pixel_values, **outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("module",))
+def _bridge(params: Params, states: Array, *, module: VisionEncoderDecoder) -> Array:
+    return module.apply({"params": {"enc_to_dec_proj": params}}, states, method="bridge")
+
+
+@functools.partial(
+    jax.jit, static_argnames=("module", "use_cache", "output_attentions", "output_hidden_states")
+)
+def _decode(
+    params: Params,
+    given: Mapping[str, Array | None],
+    past: PastKeyValues | None,
+    *,
+    module: Decoder,
+    use_cache: bool,
+    output_attentions: bool,
+    output_hidden_states: bool,
+) -> CausalLMOutputWithCrossAttentions:
+    variables, config = {"params": params}, module.config
+    ids, embeds, labels = given["input_ids"], given["inputs_embeds"], given["labels"]
+    tokens = ids if ids is not None else embeds
+    assert tokens is not None
+    batch, num_tokens = tokens.shape[:2]
+    states = given["encoder_hidden_states"]
+    cross_kv = None if past is None else past.cross_kv
+    if cross_kv is None and states is not None:
+        cross_kv = module.apply(variables, states, method="project_encoder")
+    if use_cache and past is None:
+        heads, length = config.decoder_attention_heads, config.max_position_embeddings
+        depth = config.d_model // heads
+        caches = allocate(config.decoder_layers, batch, heads, length, depth, module.policy.result)
+        past = PastKeyValues(caches, cross_kv, jnp.int32(0))
+    position = jnp.int32(0) if past is None else past.length
+    slots = num_tokens if past is None else past.self_kv[0].key.shape[2]
+    encoder_mask = given["encoder_attention_mask"]
+    found = module.apply(
+        variables,
+        ids,
+        cross_kv,
+        _with_padding(causal_mask(num_tokens, slots, position), given["attention_mask"], slots),
+        position,
+        self_kv=None if past is None else past.self_kv,
+        slot=position,
+        inputs_embeds=embeds,
+        cross_mask=None if encoder_mask is None else encoder_mask.astype(bool)[:, None, None, :],
+        head_masks=HeadMasks(given["head_mask"], given["cross_attn_head_mask"]),
+        output_attentions=output_attentions,
+        output_hidden_states=output_hidden_states,
+    )
+    return CausalLMOutputWithCrossAttentions(
+        loss=None if labels is None else cross_entropy(found.logits, labels),
+        logits=found.logits,
+        past_key_values=PastKeyValues(found.self_kv, cross_kv, position + num_tokens) if past is not None else None,
+        hidden_states=found.hidden_states,
+        attentions=found.attentions,
+        cross_attentions=found.cross_attentions,
+    )
+
+
+def _with_padding(mask: Array, attention_mask: Array | None, slots: int) -> Array:
+    """mask [1, 1, T, slots] and attention_mask [B, tokens so far] -> [B, 1, T, slots]."""
+    if attention_mask is None:
+        return mask
+    is_token = attention_mask.astype(bool)
+    is_token = jnp.pad(is_token, ((0, 0), (0, slots - is_token.shape[1])))
+    return mask & is_token[:, None, None, :]

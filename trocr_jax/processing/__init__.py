@@ -1,0 +1,1 @@
+"""The border: images to pixel values, text to ids and back."""

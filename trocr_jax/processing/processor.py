@@ -1,0 +1,110 @@
+"""TrOCRProcessor: image processor and tokenizer in one, as in the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from trocr_jax.checkpoints.hub import local_folder
+from trocr_jax.processing.image import PREPROCESSOR_NAME, ImageProcessor
+from trocr_jax.processing.tokenizer import Encoding, TrOCRTokenizer, as_array
+
+
+class TrOCRProcessor:
+    """Images to `pixel_values`, text to `labels`, ids to text."""
+
+    def __init__(self, image_processor: ImageProcessor | None = None, tokenizer: TrOCRTokenizer | None = None):
+        self._image_processor = image_processor
+        self._tokenizer = tokenizer
+        self._is_target = False
+        # Why a part is missing, for the error when it is needed.
+        self._missing: dict[str, str] = {}
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> TrOCRProcessor:
+        """The processor of a hub id, a checkpoint folder, or a preprocessor_config.json (then its folder's tokenizer).
+
+        A part whose files are missing is not an error until it is used. `hub_options` are those of
+        `trocr_jax.TrOCR.from_pretrained`.
+        """
+        path = pathlib.Path(source)
+        folder = path.parent if path.is_file() else local_folder(source, with_weights=False, **hub_options)
+        processor = cls()
+        settings = path if path.is_file() else folder / PREPROCESSOR_NAME
+        if settings.is_file():
+            processor._image_processor = ImageProcessor.from_pretrained(settings)
+        else:
+            processor._missing["image_processor"] = f"{folder} holds no {PREPROCESSOR_NAME}"
+        try:
+            processor._tokenizer = TrOCRTokenizer.from_pretrained(folder)
+        except FileNotFoundError as error:
+            processor._missing["tokenizer"] = str(error)
+        return processor
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the files of the parts that there are."""
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        if self._image_processor is not None:
+            self._image_processor.save_pretrained(folder)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """The image part. Raises ValueError if the checkpoint has none."""
+        return self._part("image_processor", self._image_processor)
+
+    @property
+    def tokenizer(self) -> TrOCRTokenizer:
+        """The text part. Raises ValueError if the checkpoint has none."""
+        return self._part("tokenizer", self._tokenizer)
+
+    def _part(self, name: str, part: Any) -> Any:
+        if part is None:
+            raise ValueError(self._missing.get(name, f"this processor was made without {name}"))
+        return part
+
+    def __call__(self, images: Any = None, text: Any = None, *, return_tensors: str = "np", **options: Any) -> Encoding:
+        """`pixel_values` float32 [B, 3, height, width] of images, `labels` of text, or both.
+
+        Text alone gives `input_ids` and `attention_mask`. `options` go to the tokenizer (padding, truncation,
+        max_length). Arrays are numpy's, or JAX's with return_tensors="jax". Raises ImageError for a broken image.
+        """
+        if self._is_target:
+            images, text = None, images if text is None else text
+        if images is None and text is None:
+            raise ValueError("pass images=, text= or both")
+        encoding = Encoding()
+        if images is not None:
+            encoding["pixel_values"] = as_array(self.image_processor(images), return_tensors)
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if len(texts) > 1:
+                options.setdefault("padding", True)
+            tokens = self.tokenizer(texts, return_tensors=return_tensors, **options)
+            if images is None:
+                return tokens
+            encoding["labels"] = tokens["input_ids"]
+        return encoding
+
+    @contextlib.contextmanager
+    def as_target_processor(self) -> Iterator[None]:
+        """Within it, a call takes text; the reference's old way, kept for old code. Prefer `text=`."""
+        warnings.warn("as_target_processor is the old way; pass text= to the processor", FutureWarning, stacklevel=3)
+        self._is_target = True
+        try:
+            yield
+        finally:
+            self._is_target = False
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of one row of ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The texts of rows of ids."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
