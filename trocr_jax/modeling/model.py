@@ -12,6 +12,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
@@ -121,65 +122,72 @@ def prepare(params: Params, model: VisionEncoderDecoder) -> tuple[VisionEncoderD
     all else in the result dtype; a tied head is the embedding table itself, not a copy where their dtypes agree.
     """
     policy = prepared(model.policy)
-    tree: dict[str, Any] = {"encoder": _prepare_encoder(params["encoder"], policy)}
+    # Arrays on the host are rearranged there: hundreds of small programs would have to be compiled first.
+    is_on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    layout = _Layout(policy, np if is_on_host else jnp)
+    tree: dict[str, Any] = {"encoder": layout.encoder(params["encoder"]), "decoder": layout.decoder(params["decoder"])}
     if "enc_to_dec_proj" in params:
-        tree["enc_to_dec_proj"] = _dense(params["enc_to_dec_proj"], policy, policy.encoder_layout)
-    tree["decoder"] = _prepare_decoder(params["decoder"], policy)
+        tree["enc_to_dec_proj"] = layout.dense(params["enc_to_dec_proj"], policy.encoder_layout)
+    tree = jax.device_put(tree) if is_on_host else tree
+    if "output_projection" not in params["decoder"]:
+        embedding = tree["decoder"]["embed_tokens"]["embedding"]  # astype copies nothing where the dtypes agree
+        tree["decoder"]["output_projection"] = {"kernel": embedding.astype(policy.operand)}
     return model.clone(policy=policy), tree
 
 
-def _prepare_encoder(params: Params, policy: Policy) -> Params:
-    layout = policy.encoder_layout
-    tree = {name: _plain(branch, policy) for name, branch in params.items() if not name.startswith("layers_")}
-    patches = params["embeddings"]["patch_embeddings"]
-    flat = {**patches, "kernel": jnp.reshape(patches["kernel"], (-1, patches["kernel"].shape[-1]))}
-    tree["embeddings"] = {**tree["embeddings"], "patch_embeddings": _dense(flat, policy, layout)}
-    for name in params.keys() - tree.keys():
-        layer = params[name]
-        tree[name] = {
-            "layernorm_before": _plain(layer["layernorm_before"], policy),
-            "attention": _attention(layer["attention"], policy, layout, is_cross=False),
-            "layernorm_after": _plain(layer["layernorm_after"], policy),
-            "mlp": {name: _dense(branch, policy, layout) for name, branch in layer["mlp"].items()},
-        }
-    return tree
+class _Layout:
+    """The parts of `prepare`, over numpy's or JAX's arrays."""
 
+    def __init__(self, policy: Policy, xp: Any):
+        self.policy, self.xp = policy, xp
 
-def _prepare_decoder(params: Params, policy: Policy) -> Params:
-    layout = policy.decoder_layout
-    embedding = jnp.asarray(params["embed_tokens"]["embedding"])
-    if "output_projection" in params:
-        head = _dense(params["output_projection"], policy, "out_in")
-    else:
-        head = {"kernel": embedding.astype(policy.operand)}
-    tree = {name: _plain(branch, policy) for name, branch in params.items() if not name.startswith("layers_")}
-    tree["output_projection"] = head
-    for name in params.keys() - tree.keys():
-        layer = dict(params[name])
-        tree[name] = {
-            "self_attn": _attention(layer.pop("self_attn"), policy, layout, is_cross=False),
-            "encoder_attn": _attention(layer.pop("encoder_attn"), policy, layout, is_cross=True),
-            "mlp": {name: _dense(branch, policy, layout) for name, branch in layer.pop("mlp").items()},
-            **{name: _plain(branch, policy) for name, branch in layer.items()},
-        }
-    return tree
+    def encoder(self, params: Params) -> Params:
+        kind = self.policy.encoder_layout
+        tree = {name: self.plain(branch) for name, branch in params.items() if not name.startswith("layers_")}
+        patches = params["embeddings"]["patch_embeddings"]
+        flat = {**patches, "kernel": patches["kernel"].reshape(-1, patches["kernel"].shape[-1])}
+        tree["embeddings"] = {**tree["embeddings"], "patch_embeddings": self.dense(flat, kind)}
+        for name in params.keys() - tree.keys():
+            layer = params[name]
+            tree[name] = {
+                "layernorm_before": self.plain(layer["layernorm_before"]),
+                "attention": self.attention(layer["attention"], kind, is_cross=False),
+                "layernorm_after": self.plain(layer["layernorm_after"]),
+                "mlp": {name: self.dense(branch, kind) for name, branch in layer["mlp"].items()},
+            }
+        return tree
 
+    def decoder(self, params: Params) -> Params:
+        kind = self.policy.decoder_layout
+        tree = {name: self.plain(branch) for name, branch in params.items() if not name.startswith("layers_")}
+        if "output_projection" in params:
+            tree["output_projection"] = self.dense(params["output_projection"], "out_in")
+        for name in params.keys() - tree.keys():
+            layer = dict(params[name])
+            tree[name] = {
+                "self_attn": self.attention(layer.pop("self_attn"), kind, is_cross=False),
+                "encoder_attn": self.attention(layer.pop("encoder_attn"), kind, is_cross=True),
+                "mlp": {name: self.dense(branch, kind) for name, branch in layer.pop("mlp").items()},
+                **{name: self.plain(branch) for name, branch in layer.items()},
+            }
+        return tree
 
-def _plain(branch: Params, policy: Policy) -> Params:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(policy.result), dict(branch))
+    def attention(self, branch: Params, kind: Layout, *, is_cross: bool) -> Params:
+        joined = ("k_proj", "v_proj") if is_cross else ("q_proj", "k_proj", "v_proj")
+        parts = [branch[name] for name in joined]
+        whole = {leaf: self.xp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
+        tree = {"kv_proj" if is_cross else "qkv_proj": self.dense(whole, kind)}
+        if is_cross:
+            tree["q_proj"] = self.dense(branch["q_proj"], kind)
+        return {**tree, "out_proj": self.dense(branch["out_proj"], kind)}
 
+    def dense(self, branch: Params, kind: Layout) -> Params:
+        kernel = self.cast(branch["kernel"], self.policy.operand)
+        tree = {"kernel": kernel if kind == "in_out" else kernel.T}
+        return {**tree, "bias": self.cast(branch["bias"], self.policy.result)} if "bias" in branch else tree
 
-def _dense(branch: Params, policy: Policy, layout: Layout) -> Params:
-    kernel = jnp.asarray(branch["kernel"]).astype(policy.operand)
-    tree = {"kernel": kernel if layout == "in_out" else kernel.T}
-    return {**tree, "bias": jnp.asarray(branch["bias"]).astype(policy.result)} if "bias" in branch else tree
+    def plain(self, branch: Params) -> Params:
+        return jax.tree.map(lambda leaf: self.cast(leaf, self.policy.result), dict(branch))
 
-
-def _attention(branch: Params, policy: Policy, layout: Layout, *, is_cross: bool) -> Params:
-    joined = ("k_proj", "v_proj") if is_cross else ("q_proj", "k_proj", "v_proj")
-    parts = [branch[name] for name in joined]
-    whole = {leaf: jnp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
-    tree = {"kv_proj" if is_cross else "qkv_proj": _dense(whole, policy, layout)}
-    if is_cross:
-        tree["q_proj"] = _dense(branch["q_proj"], policy, layout)
-    return {**tree, "out_proj": _dense(branch["out_proj"], policy, layout)}
+    def cast(self, leaf: Any, dtype: Any) -> Any:
+        return leaf.astype(jnp.dtype(dtype))
