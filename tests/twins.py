@@ -74,13 +74,14 @@ def config_dict(encoder: dict[str, Any] | None = None, decoder: dict[str, Any] |
     }
 
 
-def switched(**switches: Any) -> dict[str, Any]:
-    """A config.json with the architecture's switches set as `SWITCHES` names them."""
+def switched(std: float = 0.3, **switches: Any) -> dict[str, Any]:
+    """A config.json with the architecture's switches set as `SWITCHES` names them, and the weights' deviation."""
     chosen = {name: values[0] for name, values in SWITCHES.items()} | switches
     encoder = {
         "model_type": chosen["encoder"],
         "qkv_bias": chosen["qkv_bias"],
         "layer_norm_eps": chosen["eps"],
+        "initializer_range": std,
         "hidden_act": chosen["activation"],
         **_SHAPES[chosen["shape"]],
     }
@@ -90,6 +91,7 @@ def switched(**switches: Any) -> dict[str, Any]:
         "scale_embedding": chosen["scale_embedding"],
         "tie_word_embeddings": chosen["tied"],
         "activation_function": chosen["activation"],
+        "init_std": std,
     }
     if chosen["cross"] == "bridge":
         decoder["cross_attention_hidden_size"] = None

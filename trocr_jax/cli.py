@@ -17,7 +17,25 @@ if TYPE_CHECKING:
     from trocr_jax.results import Recognition
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
 )
 
 EXAMPLES = """\
@@ -60,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     read.set_defaults(run=_read)
-    read.add_argument("paths", nargs="+", metavar="PATH", help="image, folder (all images below it), glob, or - for stdin")
+    read.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image, folder (all images below it), glob, or - for stdin"
+    )
     read.add_argument("--model", metavar="ID_OR_FOLDER", help="hub id or folder (default: the small embedded model)")
     read.add_argument("--num-beams", type=_positive, metavar="N", help="beams to search with; 1 is greedy")
     read.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest text, in tokens")

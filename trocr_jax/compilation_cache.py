@@ -24,7 +24,7 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> No
     Does nothing where JAX_COMPILATION_CACHE_DIR or jax.config has set a folder already. A cache holds executable code:
     use none that others can write to.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder or cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

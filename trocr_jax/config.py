@@ -1,4 +1,4 @@
-"""Configurations, with the reference's names and defaults (transformers 5.23.0), read from every dialect of config.json.
+"""Configurations with the reference's names and defaults (transformers 5.23.0), from every dialect of config.json.
 
 Three dialects exist and all are read: the legacy one (transformers 4.x, with retired names such as
 `encoder_hidden_size`), the full one (every field written out) and the diff-only one (defaults left out). A missing
@@ -61,7 +61,7 @@ class _Config:
         names = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         known = {key: value for key, value in content.items() if key in names}
         extra = {key: value for key, value in content.items() if key not in names and key != "model_type"}
-        return cls(**known, extra=extra)
+        return cls(**known, extra=extra)  # type: ignore[call-arg]  # every subclass has the field
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the extra keys, ready for JSON."""
@@ -256,8 +256,8 @@ class VisionEncoderDecoderConfig(_Config):
         cross = self.decoder.cross_attention_hidden_size
         if cross is not None and cross != self.encoder.hidden_size:
             raise ValueError(
-                f"decoder.cross_attention_hidden_size is {cross} but encoder.hidden_size is {self.encoder.hidden_size}; "
-                "they must be equal, or cross_attention_hidden_size null with a bridge projection"
+                f"decoder.cross_attention_hidden_size is {cross} but encoder.hidden_size is {self.encoder.hidden_size}"
+                "; they must be equal, or cross_attention_hidden_size null with a bridge projection"
             )
 
     @property

@@ -1,6 +1,6 @@
 """The reference's model classes under its names: stateless wrappers over the linen modules and a parameter tree.
 
-A wrapper holds a configuration, a precision policy and a tree; every call is a pure function of those and its arguments.
+A wrapper holds a configuration, a precision policy and a tree; a call is a pure function of those and its arguments.
 Outputs are pytrees with the reference's field names.
 
 B images, T target tokens, S encoder tokens, H heads, E width, V vocabulary.
@@ -38,7 +38,7 @@ from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, HeadMasks, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
-from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, init_params, prepare
+from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
 from trocr_jax.modeling.policy import get_policy
 
 Array = jax.Array
@@ -115,7 +115,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def shift_tokens_right(labels: Any, pad_token_id: int, decoder_start_token_id: int) -> Array:
-    """labels [B, T] -> decoder inputs [B, T]: the start token in front, the last label gone, -100 made pad.
+    """Labels [B, T] -> decoder inputs [B, T]: the start token in front, the last label gone, -100 made pad.
 
     In:  [[5, 6, 2, -100]], pad 1, start 2
     Out: [[2, 5, 6, 2]]
@@ -131,7 +131,7 @@ class _Model:
     config: Any
     module: Any
 
-    def __init__(self, params: Params | None, dtype: str, seed: int):
+    def __init__(self, params: Params | None, dtype: str, seed: int) -> None:
         self.policy = get_policy(dtype)
         self._params = params
         self._seed = seed
@@ -167,7 +167,9 @@ class ViTModel(_Model):
 
     config_class: ClassVar[type[ViTConfig]] = ViTConfig
 
-    def __init__(self, config: ViTConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0):
+    def __init__(
+        self, config: ViTConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0
+    ) -> None:
         super().__init__(params, dtype, seed)
         self.config = config
         self.module = Encoder(config, self.policy)
@@ -218,7 +220,9 @@ class DeiTModel(ViTModel):
 class TrOCRForCausalLM(_Model):
     """The text decoder with its language-model head, with or without an encoder's states."""
 
-    def __init__(self, config: TrOCRConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0):
+    def __init__(
+        self, config: TrOCRConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0
+    ) -> None:
         super().__init__(params, dtype, seed)
         self.config = config.replace(is_decoder=True)
         self.module = Decoder(self.config, self.policy)
@@ -305,7 +309,7 @@ class VisionEncoderDecoderModel(_Model):
         generation_config: GenerationConfig | None = None,
         dtype: str = "float32",
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(params, dtype, seed)
         if config is None:
             if encoder is None or decoder is None:
@@ -421,9 +425,7 @@ class VisionEncoderDecoderModel(_Model):
         if pixel_values is None:
             raise ValueError("pass either pixel_values or encoder_outputs")
         encoder = ViTModel(self.config.encoder, self.params["encoder"], dtype=self.policy.name)
-        output = encoder(
-            pixel_values, output_attentions=output_attentions, output_hidden_states=output_hidden_states
-        )
+        output = encoder(pixel_values, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         assert isinstance(output, BaseModelOutput)
         return output
 
@@ -440,25 +442,21 @@ class VisionEncoderDecoderModel(_Model):
             for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids")
         }
         model, params = self.runtime
-        output = generate(
-            model, params, self.generation_config, pixel_values=pixel_values, options=arguments, **inputs
-        )
+        output = generate(model, params, self.generation_config, pixel_values=pixel_values, options=arguments, **inputs)
         return output if return_dict_in_generate else output.sequences
 
 
 @functools.partial(jax.jit, static_argnames=("module", "output_attentions", "output_hidden_states"))
 def _encode(params: Params, pixel_values: Array, *, module: Encoder, **outputs: bool) -> EncoderOutput:
-    return module.apply({"params": params}, pixel_values, **outputs)
+    return apply(module, params, pixel_values, **outputs)
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
 def _bridge(params: Params, states: Array, *, module: VisionEncoderDecoder) -> Array:
-    return module.apply({"params": {"enc_to_dec_proj": params}}, states, method="bridge")
+    return apply(module, {"enc_to_dec_proj": params}, states, method="bridge")
 
 
-@functools.partial(
-    jax.jit, static_argnames=("module", "use_cache", "output_attentions", "output_hidden_states")
-)
+@functools.partial(jax.jit, static_argnames=("module", "use_cache", "output_attentions", "output_hidden_states"))
 def _decode(
     params: Params,
     given: Mapping[str, Array | None],
@@ -469,7 +467,7 @@ def _decode(
     output_attentions: bool,
     output_hidden_states: bool,
 ) -> CausalLMOutputWithCrossAttentions:
-    variables, config = {"params": params}, module.config
+    config = module.config
     ids, embeds, labels = given["input_ids"], given["inputs_embeds"], given["labels"]
     tokens = ids if ids is not None else embeds
     assert tokens is not None
@@ -477,7 +475,7 @@ def _decode(
     states = given["encoder_hidden_states"]
     cross_kv = None if past is None else past.cross_kv
     if cross_kv is None and states is not None:
-        cross_kv = module.apply(variables, states, method="project_encoder")
+        cross_kv = apply(module, params, states, method="project_encoder")
     if use_cache and past is None:
         heads, length = config.decoder_attention_heads, config.max_position_embeddings
         depth = config.d_model // heads
@@ -486,8 +484,9 @@ def _decode(
     position = jnp.int32(0) if past is None else past.length
     slots = num_tokens if past is None else past.self_kv[0].key.shape[2]
     encoder_mask = given["encoder_attention_mask"]
-    found = module.apply(
-        variables,
+    found = apply(
+        module,
+        params,
         ids,
         cross_kv,
         _with_padding(causal_mask(num_tokens, slots, position), given["attention_mask"], slots),
@@ -511,7 +510,7 @@ def _decode(
 
 
 def _with_padding(mask: Array, attention_mask: Array | None, slots: int) -> Array:
-    """mask [1, 1, T, slots] and attention_mask [B, tokens so far] -> [B, 1, T, slots]."""
+    """Mask [1, 1, T, slots] and attention_mask [B, tokens so far] -> [B, 1, T, slots]."""
     if attention_mask is None:
         return mask
     is_token = attention_mask.astype(bool)

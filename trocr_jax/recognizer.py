@@ -17,7 +17,7 @@ from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.generate import GenerationOutput, bucket
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.model import VisionEncoderDecoder
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.processing.image import ImageError, as_list, describe, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
@@ -35,7 +35,7 @@ class TrOCR:
     >>> ocr(["a.png", "b.png"], num_beams=4)                # a Recognition each, in order
     """
 
-    def __init__(self, network: VisionEncoderDecoderModel, processor: TrOCRProcessor):
+    def __init__(self, network: VisionEncoderDecoderModel, processor: TrOCRProcessor) -> None:
         self._network = network
         self.processor = processor
 
@@ -101,9 +101,7 @@ class TrOCR:
         if size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         del tokenizer  # asked for only so that a missing one is known before the first batch is read
-        return itertools.chain.from_iterable(
-            self._read(batch, on_error, options) for batch in _batches(images, size)
-        )
+        return itertools.chain.from_iterable(self._read(batch, on_error, options) for batch in _batches(images, size))
 
     def _read(self, images: Sequence[Any], on_error: OnError, options: Mapping[str, Any]) -> list[Recognition]:
         results: list[Recognition | None] = []
@@ -154,10 +152,10 @@ class TrOCR:
         decoder_input_ids: Any = None,
         **options: Any,
     ) -> GenerationOutput:
-        """Token ids and scores for a batch: `sequences` [B*R, length] int32 with start token and padding, as transformers'.
+        """Token ids and scores for a batch: `sequences` [B*R, length] int32, start token and padding as transformers'.
 
         pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] from `encode` with an optional
-        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt in place of the start token. `options` are
+        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue. `options` are
         fields of GenerationConfig; R is num_return_sequences. Raises ValueError before anything is compiled.
         """
         output = self._network.generate(
@@ -203,14 +201,14 @@ def default_batch_size() -> int:
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _encode(params: Mapping[str, Any], pixel_values: jax.Array, *, model: VisionEncoderDecoder) -> jax.Array:
-    return model.apply({"params": params}, pixel_values, method="encode").last_hidden_state
+    return apply(model, params, pixel_values, method="encode").last_hidden_state
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _logits(
     params: Mapping[str, Any], pixel_values: jax.Array, ids: jax.Array, *, model: VisionEncoderDecoder
 ) -> jax.Array:
-    return model.apply({"params": params}, pixel_values, ids)
+    return apply(model, params, pixel_values, ids)
 
 
 def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -45,7 +45,7 @@ class Recognition:
 
     def to_dict(self) -> dict[str, Any]:
         """This result as a JSON object of the current schema; `alternatives` only where there are any."""
-        content = {
+        content: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "source": self.source,
             "text": self.text,

@@ -67,7 +67,7 @@ def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> p
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(_SMALL_FILES), **options))
         if with_weights:
-            _download_weights(repo_id, folder, options)
+            _download_weights(repo_id, options)
     except errors.GatedRepoError as error:
         raise OSError(
             f"{repo_id} is gated: accept its terms on the hub's page and log in (`hf auth login`) or pass token="
@@ -88,7 +88,7 @@ def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> p
     return folder
 
 
-def _download_weights(repo_id: str, folder: pathlib.Path, options: dict[str, Any]) -> None:
+def _download_weights(repo_id: str, options: dict[str, Any]) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 

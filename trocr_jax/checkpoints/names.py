@@ -44,12 +44,12 @@ class Entry:
         return leaf.transpose(_TO_TORCH[self.transform]) if self.transform in _TO_TORCH else leaf
 
 
-# Names that torch files carry and no parameter needs, with the reason.
+# Names that torch files carry and no parameter needs, with the reason; parts saved on their own have no first word.
 IGNORED: Mapping[str, str] = {
-    r"encoder\.pooler\..*": "the pooler is never used by TrOCR",
-    r"encoder\.embeddings\.mask_token": "the mask token belongs to pre-training by masked images",
+    r"(encoder\.)?pooler\..*": "the pooler is never used by TrOCR",
+    r"(encoder\.)?embeddings\.mask_token": "the mask token belongs to pre-training by masked images",
     r".*\._float_tensor": "a dummy buffer of old sinusoidal positions",
-    r"decoder\.model\.decoder\.embed_positions\.weights": "sinusoidal positions are computed, not stored",
+    r"(decoder\.)?model\.decoder\.embed_positions\.weights": "sinusoidal positions are computed, not stored",
     r".*\.position_ids": "a buffer of consecutive numbers",
 }
 
@@ -113,9 +113,7 @@ def _encoder(config: ViTConfig) -> Iterator[Entry]:
         for new, old in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
             names = f"{v4}.attention.attention.{old}", f"{v5}.attention.{new}"
             yield from _linear((*path, "attention", new), *names, bias=config.qkv_bias)
-        yield from _linear(
-            (*path, "attention", "out_proj"), f"{v4}.attention.output.dense", f"{v5}.attention.o_proj"
-        )
+        yield from _linear((*path, "attention", "out_proj"), f"{v4}.attention.output.dense", f"{v5}.attention.o_proj")
         yield from _linear((*path, "mlp", "fc1"), f"{v4}.intermediate.dense", f"{v5}.mlp.fc1")
         yield from _linear((*path, "mlp", "fc2"), f"{v4}.output.dense", f"{v5}.mlp.fc2")
     yield from _norm(("encoder", "layernorm"), "encoder.layernorm")

@@ -60,9 +60,7 @@ def load_params(
     return config, from_torch(tensors, names.table(config), path)
 
 
-def load_part(
-    folder: str | os.PathLike[str], entries: Iterable[Entry], abstract: Mapping[str, Any]
-) -> Params:
+def load_part(folder: str | os.PathLike[str], entries: Iterable[Entry], abstract: Mapping[str, Any]) -> Params:
     """The canonical tree of an encoder or decoder saved on its own, checked against its abstract tree."""
     path = find_weights(folder)
     tensors = read_tensors(path)
@@ -110,8 +108,8 @@ def _reconcile(
         decoder = config.decoder.replace(cross_attention_hidden_size=config.encoder.hidden_size)
         config = config.replace(decoder=decoder)
     head, embedding = tensors.get(names.TIED_HEAD), tensors.get(names.EMBEDDING)
-    is_tied = config.decoder.tie_word_embeddings and head is not None and embedding is not None
-    if is_tied and not np.array_equal(head, embedding):
+    is_stored_twice = config.decoder.tie_word_embeddings and head is not None and embedding is not None
+    if is_stored_twice and not np.array_equal(head, embedding):  # type: ignore[arg-type]
         warnings.warn(
             f"{path}: the configuration ties the head to the embeddings, but the file holds two different matrices; "
             "they are kept apart, as transformers does",

@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -87,7 +88,7 @@ def start(
     return BeamState(
         length=jnp.int32(prompt_length),
         # All beams read the same prompt: only the first may continue it, or all would find the same texts.
-        running=empty.replace(scores=empty.scores.at[:, 0].set(0)),
+        running=dataclasses.replace(empty, scores=empty.scores.at[:, 0].set(0)),
         finished=empty,
         is_filled=jnp.zeros(shape, bool),
         can_improve=options.is_image,
@@ -124,7 +125,7 @@ def advance(step: StepFunction, state: BeamState, options: SearchOptions, prompt
     hits = is_end(next_tokens, options) | (state.length + 1 >= options.max_length)  # [B, C]
 
     chosen = lax.top_k(candidates.scores + hits * NEG_INF, beams)  # ([B, K] scores, [B, K] indices)
-    running = candidates.take(chosen[1]).replace(scores=chosen[0])
+    running = dataclasses.replace(candidates.take(chosen[1]), scores=chosen[0])
     finished, is_filled = update_finished(state, candidates, hits, options, prompt_length)
     chosen_parents = _gather(parents, chosen[1])
     can_improve = state.can_improve & may_improve(
@@ -157,18 +158,17 @@ def top_continuations(scores: Array, num_candidates: int) -> tuple[Array, Array,
     return best, order // most, tokens.astype(jnp.int32)
 
 
-def extend(
-    running: Beams, length: Array, scores: Array, parents: Array, tokens: Array, log_probs: Array
-) -> Beams:
+def extend(running: Beams, length: Array, scores: Array, parents: Array, tokens: Array, log_probs: Array) -> Beams:
     """The candidates: each parent's text and one token more. parents, tokens [B, C]; log_probs [B, K, V]."""
     batch, _, vocab_size = log_probs.shape
     texts = running.take(parents)
     flat = log_probs.reshape(batch, -1)  # [B, K, V] -> [B, K*V]
     token_log_probs = jnp.take_along_axis(flat, parents * vocab_size + tokens, axis=1)  # [B, C]
-    start = (0, 0, length)
     return Beams(
-        sequences=lax.dynamic_update_slice(texts.sequences, tokens[:, :, None], start),
-        token_log_probs=lax.dynamic_update_slice(texts.token_log_probs, token_log_probs[:, :, None], start),
+        sequences=lax.dynamic_update_slice_in_dim(texts.sequences, tokens[:, :, None], length, axis=2),
+        token_log_probs=lax.dynamic_update_slice_in_dim(
+            texts.token_log_probs, token_log_probs[:, :, None], length, axis=2
+        ),
         scores=scores,
         num_tokens=texts.num_tokens + 1,
     )
@@ -186,11 +186,13 @@ def update_finished(
     may_finish = hits & (jnp.arange(hits.shape[1]) < beams)
     is_closed = jnp.all(state.is_filled, axis=-1) & (options.early_stopping == EARLY_STOPPING[True])
     length = (state.length + 1 - prompt_length).astype(candidates.scores.dtype)
-    scores = candidates.scores / length**options.length_penalty.astype(candidates.scores.dtype)
+    scores = candidates.scores / length ** options.length_penalty.astype(candidates.scores.dtype)
     # Each obstacle adds NEG_INF instead of replacing the score, as in the reference.
     scores = scores + is_closed[:, None] * NEG_INF + ~state.can_improve[:, None] * NEG_INF + ~may_finish * NEG_INF
     merged = jax.tree.map(
-        lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, candidates.replace(scores=scores)
+        lambda old, new: jnp.concatenate([old, new], axis=1),
+        state.finished,
+        dataclasses.replace(candidates, scores=scores),
     )
     best = lax.top_k(merged.scores, beams)[1]
     is_filled = jnp.concatenate([state.is_filled, may_finish], axis=1)
@@ -212,13 +214,13 @@ def may_improve(
     """
     is_optimistic = (options.early_stopping == EARLY_STOPPING["never"]) & (options.length_penalty > 0)
     hoped = jnp.where(is_optimistic, options.max_length - prompt_length, num_tokens).astype(best_running.dtype)
-    best = best_running / hoped**options.length_penalty.astype(best_running.dtype)
+    best = best_running / hoped ** options.length_penalty.astype(best_running.dtype)
     worst = jnp.where(is_filled, jnp.min(finished_scores, axis=1, keepdims=True), NEG_INF)
     return jnp.any(best[:, None] > worst, axis=-1)
 
 
 def inherit(ancestors: Array, parents: Array, position: Array) -> Array:
-    """ancestors [B, K, L] after each beam continues a parent; parents [B, K].
+    """Ancestors [B, K, L] after each beam continues a parent; parents [B, K].
 
     In:  ancestors [[0, 0, 0], [1, 1, 1]], parents [1, 1], position 1
     Out: [[1, 1, 0], [1, 1, 1]]
@@ -241,7 +243,7 @@ def finish(state: BeamState) -> Hypotheses:
 
 
 def _gather(leaf: Array, indices: Array) -> Array:
-    """leaf [B, n, ...] at indices [B, m] -> [B, m, ...]."""
+    """Leaf [B, n, ...] at indices [B, m] -> [B, m, ...]."""
     return jnp.take_along_axis(leaf, indices.reshape(*indices.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 

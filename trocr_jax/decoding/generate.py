@@ -22,7 +22,7 @@ from trocr_jax.decoding import beam, greedy
 from trocr_jax.decoding.logits_processors import make_processors
 from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchOptions
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.model import VisionEncoderDecoder
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -38,7 +38,9 @@ class GenerationOutput:
 
     sequences: np.ndarray  # [B*R, length] int32
     sequences_scores: np.ndarray | None  # [B*R]; None under greedy search
-    token_log_probs: np.ndarray  # [B*R, length - P], the model's own log-probability of each new token, 0 behind the end
+    token_log_probs: (
+        np.ndarray
+    )  # [B*R, length - P], the model's own log-probability of each new token, 0 behind the end
     num_tokens: np.ndarray  # [B*R] new tokens, the end token included
     is_truncated: np.ndarray  # [B*R] whether the length limit came before an end token
 
@@ -54,7 +56,7 @@ class Inputs:
 
 
 def bucket(size: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `size`: few programs, at most a third wasted."""
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `size`: few programs, less than half more rows."""
     power = 1 << max(0, (size - 1).bit_length())
     return 3 * power // 4 if size > 2 and size <= 3 * power // 4 else power
 
@@ -78,8 +80,8 @@ def generate(
     """Texts for a batch, found by the model and (prepared or canonical) parameters given.
 
     pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] as `encode` gives them with an optional
-    encoder_attention_mask [B, S]; decoder_input_ids [B, P] replace the start token by a prompt of one's own. `options`
-    go on top of `settings`. Raises ValueError, before anything is compiled, for inputs or options that do not fit.
+    encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue, which the start token is put in
+    front of if it is not there. `options` go on top of `settings`. Raises ValueError, before anything is compiled, for inputs or options that do not fit.
     """
     if (pixel_values is None) == (encoder_hidden_states is None):
         raise ValueError("pass either pixel_values or encoder_hidden_states")
@@ -120,14 +122,13 @@ def run(
     length: int,
 ) -> Hypotheses:
     """The whole of inference as one program: encode, project the cross keys and values once, search."""
-    variables = {"params": params}
     states = inputs.encoder_hidden_states
     if states is None:
-        states = model.apply(variables, inputs.pixel_values, method="encode").last_hidden_state
-    cache = model.apply(variables, states, inputs.encoder_attention_mask, num_beams, length, method="start")
+        states = apply(model, params, inputs.pixel_values, method="encode").last_hidden_state
+    cache = apply(model, params, states, inputs.encoder_attention_mask, num_beams, length, method="start")
 
     def step(tokens: Array, position: Array, ancestors: Array, cache: Cache) -> tuple[Array, Cache]:
-        return model.apply(variables, tokens, position, ancestors, cache, method="step")
+        return apply(model, params, tokens, position, ancestors, cache, method="step")
 
     vocab_size, dtype = model.config.decoder.vocab_size, model.policy.result
     if num_beams == 1:
@@ -168,8 +169,10 @@ def _search_options(settings: GenerationConfig, is_image: np.ndarray, vocab_size
 def _output(found: Hypotheses, batch: int, prompt_length: int, settings: GenerationConfig) -> GenerationOutput:
     returned = settings.num_return_sequences
 
-    def rows(leaf: np.ndarray) -> np.ndarray:
-        return np.asarray(leaf[:batch, :returned]).reshape(batch * returned, *leaf.shape[2:])  # [B, K, ...] -> [B*R, ...]
+    def rows(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf[:batch, :returned]).reshape(
+            batch * returned, *leaf.shape[2:]
+        )  # [B, K, ...] -> [B*R, ...]
 
     num_tokens, sequences = rows(found.num_tokens), rows(found.sequences)
     length = prompt_length + int(num_tokens.max())
@@ -209,16 +212,18 @@ def _checked_mask(mask: Any, images: Any) -> Any:
 
 
 def _checked_prompt(ids: Any, batch: int, vocab_size: int, settings: GenerationConfig) -> np.ndarray:
-    if ids is None:
-        ids = np.full((batch, 1), settings.start_token_id, np.int32)
-    prompt = np.asarray(ids)
+    start = np.full((batch, 1), settings.start_token_id, np.int32)
+    prompt = start if ids is None else np.asarray(ids)
     if prompt.ndim != 2 or prompt.shape[0] != batch or prompt.shape[1] == 0:
         raise ValueError(f"decoder_input_ids have shape {list(prompt.shape)}; [{batch}, P] was expected, P at least 1")
     if prompt.min() < 0 or prompt.max() >= vocab_size:
         raise ValueError(
-            f"decoder_input_ids range from {prompt.min()} to {prompt.max()}; this model's tokens are 0 to {vocab_size - 1}"
+            f"decoder_input_ids range from {prompt.min()} to {prompt.max()}; "
+            f"this model's tokens are 0 to {vocab_size - 1}"
         )
-    return prompt.astype(np.int32)
+    # As in the reference, a prompt none of whose rows begins with the start token gets it in front.
+    needs_start = bool(np.all(prompt[:, 0] != settings.start_token_id))
+    return (np.concatenate([start, prompt], axis=1) if needs_start else prompt).astype(np.int32)
 
 
 def _array(values: Any) -> Any:

@@ -46,7 +46,7 @@ def start(
     sequences = jnp.full((batch, length), options.fill_token, jnp.int32)
     return GreedyState(
         length=jnp.int32(prompt_length),
-        sequences=lax.dynamic_update_slice(sequences, prompt, (0, 0)),
+        sequences=lax.dynamic_update_slice_in_dim(sequences, prompt, 0, axis=1),
         token_log_probs=jnp.zeros((batch, length), dtype),
         is_finished=~options.is_image,
         num_tokens=jnp.zeros(batch, jnp.int32),
@@ -76,8 +76,8 @@ def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> G
     log_prob = jnp.where(state.is_finished, 0, log_prob)
     return GreedyState(
         length=state.length + 1,
-        sequences=lax.dynamic_update_slice(state.sequences, token[:, None], (0, state.length)),
-        token_log_probs=lax.dynamic_update_slice(state.token_log_probs, log_prob[:, None], (0, state.length)),
+        sequences=lax.dynamic_update_slice_in_dim(state.sequences, token[:, None], state.length, axis=1),
+        token_log_probs=lax.dynamic_update_slice_in_dim(state.token_log_probs, log_prob[:, None], state.length, axis=1),
         is_finished=state.is_finished | is_end(token, options),
         num_tokens=state.num_tokens + ~state.is_finished,
         processor_states=states,

@@ -32,7 +32,7 @@ class LogitsProcessor(Protocol):
         ...
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
-        """sequences [N, L], filled up to `length`; scores [N, V] of the token that comes next."""
+        """Sequences [N, L], filled up to `length`; scores [N, V] of the token that comes next."""
         ...
 
 
@@ -49,7 +49,7 @@ class RepetitionPenalty:
     Its state marks those tokens, [N, V].
     """
 
-    penalty: Array
+    penalty: Any
 
     def start(self, num_rows: int, prompt: Array, vocab_size: int) -> State:
         """The prompt's tokens but its last, which the first call adds."""
@@ -76,7 +76,7 @@ class NoRepeatNGram(_Stateless):
     Out: token 7 is forbidden, since 5 6 7 is there and the row ends in 5 6
     """
 
-    size: Array
+    size: Any
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets the scores of forbidden tokens to -inf."""
@@ -105,8 +105,8 @@ class NoRepeatNGram(_Stateless):
 class MinLength(_Stateless):
     """Forbids the end tokens while the row, prompt included, has fewer than `min_length` tokens."""
 
-    min_length: Array
-    is_end: Array  # [V]
+    min_length: Any
+    is_end: Any  # [V]
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets the end tokens' scores to -inf in a row that is too short."""
@@ -117,7 +117,7 @@ class MinLength(_Stateless):
 class SuppressTokens(_Stateless):
     """Forbids tokens throughout."""
 
-    is_suppressed: Array  # [V]
+    is_suppressed: Any  # [V]
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets the suppressed tokens' scores to -inf."""

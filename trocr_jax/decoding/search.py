@@ -29,14 +29,14 @@ EARLY_STOPPING: dict[Any, int] = {False: 0, True: 1, "never": 2}
 
 @flax.struct.dataclass
 class SearchOptions:
-    """Settings of a search, all traced: changing one does not recompile."""
+    """Settings of a search, numpy's on their way in and traced under jit: changing one does not recompile."""
 
-    max_length: Array  # tokens, start included; at most the buffer's length
-    end_tokens: Array  # [number of end tokens]
-    fill_token: Array  # stands behind the end of a sequence
-    length_penalty: Array
-    early_stopping: Array  # see EARLY_STOPPING
-    is_image: Array  # [B]; False for rows that only fill the batch up to its bucket
+    max_length: Any  # tokens, start included; at most the buffer's length
+    end_tokens: Any  # [number of end tokens]
+    fill_token: Any  # stands behind the end of a sequence
+    length_penalty: Any
+    early_stopping: Any  # see EARLY_STOPPING
+    is_image: Any  # [B]; False for rows that only fill the batch up to its bucket
     processors: tuple[LogitsProcessor, ...]
 
 
@@ -56,7 +56,7 @@ def is_end(tokens: Array, options: SearchOptions) -> Array:
 
 
 def own_slots(batch: int, beams: int, length: int) -> Array:
-    """ancestors [B, K, L] of beams that have a past of their own: beam k's slots are all k."""
+    """Ancestors [B, K, L] of beams that have a past of their own: beam k's slots are all k."""
     return jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[None, :, None], (batch, beams, length))
 
 

@@ -31,10 +31,9 @@ class SelfKV:
 
     def write(self, key: Array, value: Array, slot: Array | int) -> SelfKV:
         """This cache with new keys and values [B, H, Q, D] in the Q slots from `slot` on."""
-        start = (0, 0, slot, 0)
         return SelfKV(
-            lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), start),
-            lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), start),
+            lax.dynamic_update_slice_in_dim(self.key, key.astype(self.key.dtype), slot, axis=2),
+            lax.dynamic_update_slice_in_dim(self.value, value.astype(self.value.dtype), slot, axis=2),
         )
 
 

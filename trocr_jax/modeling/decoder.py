@@ -7,6 +7,8 @@ length, S encoder tokens, H heads, D head size, E width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
@@ -93,7 +95,7 @@ class DecoderLayer(nn.Module):
         cross_head_mask: Array | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, SelfKV | None, Array, Array | None]:
-        """x [B, Q, E] -> (x, the cache with x's keys written from `slot` on, self and cross attention weights)."""
+        """X [B, Q, E] -> (x, the cache with x's keys written from `slot` on, self and cross attention weights)."""
 
         def add(x: Array, y: Array) -> Array:
             return x + self.dropout(y, deterministic=deterministic)
@@ -176,7 +178,10 @@ class Decoder(nn.Module):
         x = self._embed(input_ids, inputs_embeds, position, is_one_position)
         x = self.dropout(x, deterministic=deterministic)
         masks = head_masks or HeadMasks()
-        hidden_states, caches, attentions, cross_attentions = [x], [], [], []
+        hidden_states: list[Any] = [x]
+        caches: list[Any] = []
+        attentions: list[Any] = []
+        cross_attentions: list[Any] = []
         for i, layer in enumerate(self.layers):
             x, cache, weights, cross_weights = layer(
                 x,
@@ -202,7 +207,7 @@ class Decoder(nn.Module):
         )
 
     def _embed(
-        self, input_ids: Array | None, inputs_embeds: Array | None, position: Array | int, is_one_position: bool
+        self, input_ids: Any, inputs_embeds: Array | None, position: Array | int, is_one_position: bool
     ) -> Array:
         config = self.config
         if inputs_embeds is not None:
@@ -217,9 +222,7 @@ class Decoder(nn.Module):
             x = x + self._sinusoidal(input_ids, position, steps, is_one_position).astype(x.dtype)
         return self.layernorm_embedding(x) if config.layernorm_embedding else x
 
-    def _sinusoidal(
-        self, input_ids: Array | None, position: Array | int, steps: Array, is_one_position: bool
-    ) -> Array:
+    def _sinusoidal(self, input_ids: Array | None, position: Array | int, steps: Array, is_one_position: bool) -> Array:
         # Real tokens count from padding_row + 1 and skip pads, which get the zero row; embeddings hold no pads.
         config = self.config
         padding_row = config.pad_token_id or 0
@@ -246,7 +249,7 @@ def causal_mask(num_queries: int, num_slots: int, position: Array | int = 0) -> 
 
 
 def beam_mask(ancestors: Array, position: Array | int) -> Array:
-    """ancestors [B, K, L] -> [B, 1, K, L*K], True where a beam may look: its ancestors' slots up to `position`."""
+    """Ancestors [B, K, L] -> [B, 1, K, L*K], True where a beam may look: its ancestors' slots up to `position`."""
     batch, beams, length = ancestors.shape
     is_mine = ancestors[..., None] == jnp.arange(beams)  # [B, K, L, K]
     is_past = (jnp.arange(length) <= position)[None, None, :, None]

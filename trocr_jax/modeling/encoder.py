@@ -79,7 +79,9 @@ class Embeddings(nn.Module):
         prefix = [self.cls_token]
         if self.config.num_prefix_tokens == 2:
             prefix.append(self.distillation_token)
-        tokens = [jnp.broadcast_to(token.astype(patches.dtype), (patches.shape[0], *token.shape[1:])) for token in prefix]
+        tokens = [
+            jnp.broadcast_to(token.astype(patches.dtype), (patches.shape[0], *token.shape[1:])) for token in prefix
+        ]
         x = jnp.concatenate([*tokens, patches], axis=1)  # [B, S, E]
         return self.dropout(x + self.position_embeddings.astype(x.dtype), deterministic=deterministic)
 

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
-    """x [..., in] times kernel ([in, out] or [out, in]) -> [..., out], in the policy's result dtype."""
+    """X [..., in] times kernel ([in, out] or [out, in]) -> [..., out], in the policy's result dtype."""
     rows = x.size // x.shape[-1]
     flat = x.reshape(rows, x.shape[-1]).astype(policy.operand)  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
@@ -101,7 +101,7 @@ class Embedding(nn.Module):
         return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.policy.result)
 
     def attend(self, x: Array) -> Array:
-        """x [..., features] -> logits [..., num_embeddings]: the tied head of a canonical tree."""
+        """X [..., features] -> logits [..., num_embeddings]: the tied head of a canonical tree."""
         return matmul(x, self.embedding, self.policy, "out_in")
 
 
@@ -174,11 +174,11 @@ class Attention(nn.Module):
         self.out_proj = dense(width, width, use_bias=True)
 
     def project_query(self, x: Array) -> Array:
-        """x [B, Q, E] -> queries [B, Q, H, D]; cross-attention's."""
+        """X [B, Q, E] -> queries [B, Q, H, D]; cross-attention's."""
         return self._split(self.q_proj(x))
 
     def project_key_value(self, states: Array) -> tuple[Array, Array]:
-        """encoder states [B, L, E'] -> keys and values, each [B, H, L, D]; cross-attention's."""
+        """Encoder states [B, L, E'] -> keys and values, each [B, H, L, D]; cross-attention's."""
         if self.policy.is_prepared:
             key, value = jnp.split(self.kv_proj(states), 2, axis=-1)
         else:
@@ -186,7 +186,7 @@ class Attention(nn.Module):
         return self._heads_first(key), self._heads_first(value)
 
     def project_self(self, x: Array) -> tuple[Array, Array, Array]:
-        """x [B, Q, E] -> queries [B, Q, H, D], keys and values [B, H, Q, D]; self-attention's."""
+        """X [B, Q, E] -> queries [B, Q, H, D], keys and values [B, H, Q, D]; self-attention's."""
         if self.policy.is_prepared:
             query, key, value = jnp.split(self.qkv_proj(x), 3, axis=-1)
         else:
@@ -194,7 +194,7 @@ class Attention(nn.Module):
         return self._split(query), self._heads_first(key), self._heads_first(value)
 
     def project_out(self, context: Array) -> Array:
-        """context [B, Q, H*D] -> [B, Q, E]."""
+        """Context [B, Q, H*D] -> [B, Q, E]."""
         return self.out_proj(context)
 
     def _split(self, x: Array) -> Array:

@@ -5,6 +5,7 @@ B images, K beams, T target tokens, L cache length, S encoder tokens, E width, V
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class BeamCache:
 
 
 class VisionEncoderDecoder(nn.Module):
-    """TrOCR. All methods are pure: call them as `model.apply({"params": params}, ..., method="encode")`."""
+    """TrOCR. All methods are pure: call them through `apply(model, params, ..., method="encode")`."""
 
     config: VisionEncoderDecoderConfig
     policy: Policy = FLOAT32
@@ -91,7 +92,8 @@ class VisionEncoderDecoder(nn.Module):
             is_one_position=True,
             cross_mask=cache.encoder_mask,
         )
-        return output.logits, cache.replace(self_kv=output.self_kv)
+        assert output.self_kv is not None
+        return output.logits, dataclasses.replace(cache, self_kv=output.self_kv)
 
     def decode(self, decoder_input_ids: Array, encoder_hidden_states: Array) -> DecoderOutput:
         """Teacher forcing: decoder_input_ids [B, T] and [B, S, E] -> logits [B, T, V]."""
@@ -101,6 +103,11 @@ class VisionEncoderDecoder(nn.Module):
     def __call__(self, pixel_values: Array, decoder_input_ids: Array) -> Array:
         """pixel_values [B, 3, height, width] and decoder_input_ids [B, T] -> logits [B, T, V]."""
         return self.decode(decoder_input_ids, self.encode(pixel_values).last_hidden_state).logits
+
+
+def apply(module: nn.Module, params: Params, *arguments: Any, **options: Any) -> Any:
+    """What the module computes with these parameters; `method=` names one of its methods."""
+    return module.apply({"params": params}, *arguments, **options)
 
 
 def init_params(model: VisionEncoderDecoder, key: Array) -> Params:
@@ -138,7 +145,7 @@ def prepare(params: Params, model: VisionEncoderDecoder) -> tuple[VisionEncoderD
 class _Layout:
     """The parts of `prepare`, over numpy's or JAX's arrays."""
 
-    def __init__(self, policy: Policy, xp: Any):
+    def __init__(self, policy: Policy, xp: Any) -> None:
         self.policy, self.xp = policy, xp
 
     def encoder(self, params: Params) -> Params:

@@ -34,7 +34,7 @@ class Policy:
 
     @property
     def result(self) -> jnp.dtype:
-        """dtype of everything that is not an operand: float32, or float64 under the float64 policy."""
+        """Dtype of everything that is not an operand: float32, or float64 under the float64 policy."""
         return jnp.promote_types(self.operand, jnp.float32)
 
 
@@ -54,7 +54,7 @@ def get_policy(dtype: str) -> Policy:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in _POLICIES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {['auto', *_POLICIES]}")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError('dtype "float64" needs 64-bit numbers: call jax.config.update("jax_enable_x64", True) first')
     return _POLICIES[dtype]
 

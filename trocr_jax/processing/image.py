@@ -122,7 +122,9 @@ def as_list(images: Any) -> list[Any]:
         return [images]
     if isinstance(images, Sequence) or (hasattr(images, "ndim") and images.ndim == 4):
         return list(images)
-    raise TypeError(f"images are given as {type(images).__name__}; pass a path, a PIL image, an array or a list of them")
+    raise TypeError(
+        f"images are given as {type(images).__name__}; pass a path, a PIL image, an array or a list of them"
+    )
 
 
 def is_single(images: Any) -> bool:
@@ -145,8 +147,8 @@ def load_rgb(image: Any) -> Image.Image:
         raise ImageError(f"{name} does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow reports a damaged file by any of these.
+    except Exception as error:
+        # Pillow's decoders report damage by nearly any exception (AVIF's by RuntimeError); none may end a whole batch.
         raise ImageError(f"{name} cannot be read: {error}") from error
     raise ImageError(f"{name} is neither a path, nor a PIL image, nor an array")
 
@@ -165,7 +167,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"it has no pixels ({image.width}x{image.height})")
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image.copy()  # the file behind it is about to be closed
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -201,9 +203,11 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return np.rint(array * 255).astype(np.uint8)
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 65535:
         # Narrow values in a wide integer are 8-bit pixels; anything above is 16-bit, of which the high byte counts.
-        is_wide = array.dtype == np.uint16 or high > 255
+        is_wide = array.dtype in ("<u2", ">u2") or high > 255
         return (array >> 8 if is_wide else array).astype(np.uint8)
-    raise ValueError(f"its {array.dtype} values range from {low} to {high}; pass uint8, uint16, bool or floats in [0, 1]")
+    raise ValueError(
+        f"its {array.dtype} values range from {low} to {high}; pass uint8, uint16, bool or floats in [0, 1]"
+    )
 
 
 def _center_crop(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from trocr_jax.processing.tokenizer import Encoding, TrOCRTokenizer, as_array
 class TrOCRProcessor:
     """Images to `pixel_values`, text to `labels`, ids to text."""
 
-    def __init__(self, image_processor: ImageProcessor | None = None, tokenizer: TrOCRTokenizer | None = None):
+    def __init__(self, image_processor: ImageProcessor | None = None, tokenizer: TrOCRTokenizer | None = None) -> None:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self._is_target = False

@@ -41,18 +41,18 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> SentencePieceModel:
         pieces = tuple(_piece(value) for number, value in fields if number == 1 and isinstance(value, bytes))
         trainer = {n: v for number, value in fields if number == 2 for n, v in _fields(_bytes(value))}
         normalizer = {n: v for number, value in fields if number == 3 for n, v in _fields(_bytes(value))}
+        model_type, charsmap = int(trainer.get(3, UNIGRAM)), _bytes(normalizer.get(2, b""))
     except (IndexError, UnicodeDecodeError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a SentencePiece model ({error}); download it again") from error
     if not pieces:
         raise ValueError(f"{path} is not a SentencePiece model: it holds no pieces; download it again")
-    model_type = trainer.get(3, UNIGRAM)
-    return SentencePieceModel(pieces, int(model_type), _bytes(normalizer.get(2, b"")))  # type: ignore[arg-type]
+    return SentencePieceModel(pieces, model_type, charsmap)
 
 
 def _piece(content: bytes) -> Piece:
     fields = dict(_fields(content))
     score = struct.unpack("<f", _bytes(fields[2]))[0] if 2 in fields else 0.0
-    return Piece(_bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, 1)))  # type: ignore[arg-type]
+    return Piece(_bytes(fields.get(1, b"")).decode("utf-8"), score, int(fields.get(3, 1)))
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Text to ids and back, from a checkpoint's own files: tokenizer.json, vocab.json + merges.txt, or a SentencePiece model.
+"""Text to ids and back, from a checkpoint's files: tokenizer.json, vocab.json + merges.txt, or a SentencePiece model.
 
 Ids and text are transformers' (5.x). Decoding is raw: spaces before punctuation stay, as in transformers since 4.45.
 """
@@ -36,6 +36,8 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
+_TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
 
 class Encoding(dict[str, Any]):
     """What a tokenizer or processor returns: a dict whose entries are attributes too."""
@@ -50,7 +52,9 @@ class Encoding(dict[str, Any]):
 class TrOCRTokenizer:
     """A checkpoint's tokenizer. Use `from_pretrained`; the constructor takes a ready `tokenizers.Tokenizer`."""
 
-    def __init__(self, backend: Tokenizer, special_tokens: Mapping[str, str], config: Mapping[str, Any] | None = None):
+    def __init__(
+        self, backend: Tokenizer, special_tokens: Mapping[str, str], config: Mapping[str, Any] | None = None
+    ) -> None:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.config = dict(config or {})
@@ -62,7 +66,8 @@ class TrOCRTokenizer:
         """The tokenizer of a checkpoint folder. Raises FileNotFoundError naming the files that would do."""
         path = pathlib.Path(folder)
         config = read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else {}
-        special = _special_tokens(path, config)
+        tokens, extra = _special_tokens(path, config)
+        special = {name: token.content for name, token in tokens.items()}
         if (path / TOKENIZER_NAME).is_file():
             backend = _from_tokenizer_json(path / TOKENIZER_NAME)
         elif (path / VOCAB_NAME).is_file() and (path / MERGES_NAME).is_file():
@@ -71,10 +76,10 @@ class TrOCRTokenizer:
             backend = _unigram(path / SENTENCEPIECE_NAME, special)
         else:
             raise FileNotFoundError(
-                f"{path} holds no tokenizer: {TOKENIZER_NAME}, {VOCAB_NAME} with {MERGES_NAME}, or {SENTENCEPIECE_NAME} "
-                "is needed; copy them from the model that the checkpoint was made from"
+                f"{path} holds no tokenizer: {TOKENIZER_NAME}, {VOCAB_NAME} with {MERGES_NAME}, or {SENTENCEPIECE_NAME}"
+                " is needed; copy them from the model that the checkpoint was made from"
             )
-        _add_tokens(backend, path, special, config)
+        _add_tokens(backend, path, [*tokens.values(), *extra], config)
         return cls(backend, special, config)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -84,7 +89,8 @@ class TrOCRTokenizer:
         self.backend.save(str(partial))
         os.replace(partial, path / TOKENIZER_NAME)
         # Of the old configuration only what still holds: ids and classes of added tokens are in tokenizer.json.
-        kept = {k: self.config[k] for k in ("tokenizer_class", "model_max_length", "add_prefix_space") if k in self.config}
+        lasting = ("tokenizer_class", "model_max_length", "add_prefix_space")
+        kept: dict[str, Any] = {name: self.config[name] for name in lasting if name in self.config}
         write_json(path / CONFIG_NAME, {"tokenizer_class": self._class_name(), **kept, **self.special_tokens})
 
     def _class_name(self) -> str:
@@ -117,6 +123,8 @@ class TrOCRTokenizer:
         Special tokens, `<s> text </s>` in TrOCR's, are added unless told otherwise. `padding` is True for the longest
         text's length or "max_length"; `truncation` cuts to `max_length`, special tokens kept.
         """
+        if padding not in (False, True, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f'padding is {padding!r}; choose True ("longest"), "max_length" or False ("do_not_pad")')
         is_single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
         if (truncation or padding == "max_length") and max_length is None:
@@ -127,11 +135,12 @@ class TrOCRTokenizer:
         if truncation and max_length is not None:
             backend = Tokenizer.from_str(backend.to_str())
             backend.enable_truncation(max_length)
-        ids = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        ids: list[list[Any]] = [
+            encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        ]
         mask = [[1] * len(row) for row in ids]
-        if padding:
-            width = max(map(len, ids), default=0)
-            width = max(width, max_length or 0) if padding == "max_length" else width
+        if padding not in (False, "do_not_pad"):
+            width = max_length or 0 if padding == "max_length" else max(map(len, ids), default=0)
             mask = [row + [0] * (width - len(row)) for row in mask]
             ids = [row + [self.pad_token_id] * (width - len(row)) for row in ids]
         content = {"input_ids": ids, "attention_mask": mask}
@@ -214,18 +223,24 @@ def as_array(rows: Any, kind: str) -> Any:
     return jnp.asarray(array)
 
 
-def _content(token: Any) -> str | None:
-    return token["content"] if isinstance(token, Mapping) else token
+def _added_token(token: str | Mapping[str, Any], **flags: bool) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, **flags)
+    stored = {flag: token[flag] for flag in _TOKEN_FLAGS if flag in token}
+    return AddedToken(token["content"], **{**stored, **flags})
 
 
-def _special_tokens(path: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:
-    stored = read_json(path / SPECIAL_MAP_NAME) if (path / SPECIAL_MAP_NAME).is_file() else {}
-    tokens = {}
-    for name, default in _SPECIAL_TOKENS.items():
-        token = _content(config.get(name, stored.get(name, default)))
-        if token is not None:
-            tokens[name] = token
-    return tokens
+def _special_tokens(path: pathlib.Path, config: Mapping[str, Any]) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """(the seven by name, further ones).
+
+    As in the reference, the old special_tokens_map.json counts before the configuration, but not beside an
+    `added_tokens_decoder`.
+    """
+    stored = {**_SPECIAL_TOKENS, **config}
+    if "added_tokens_decoder" not in config and (path / SPECIAL_MAP_NAME).is_file():
+        stored |= read_json(path / SPECIAL_MAP_NAME)
+    named = {name: _added_token(stored[name], special=True) for name in _SPECIAL_TOKENS if stored[name] is not None}
+    return named, [_added_token(token, special=True) for token in config.get("additional_special_tokens") or ()]
 
 
 def _from_tokenizer_json(path: pathlib.Path) -> Tokenizer:
@@ -239,7 +254,7 @@ def _byte_level_bpe(path: pathlib.Path, special: Mapping[str, str], config: Mapp
     add_prefix_space = bool(config.get("add_prefix_space", False))
     vocab = read_json(path / VOCAB_NAME)
     lines = (path / MERGES_NAME).read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if broken := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"{path / MERGES_NAME}: {' '.join(broken[0])!r} is not a pair; download the file again")
     try:
@@ -248,7 +263,7 @@ def _byte_level_bpe(path: pathlib.Path, special: Mapping[str, str], config: Mapp
         raise ValueError(f"{path / VOCAB_NAME} and {MERGES_NAME} do not belong together ({error})") from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
-    ends = [(special[name], vocab.get(special[name])) for name in ("sep_token", "cls_token")]
+    ends: list[Any] = [(special[name], vocab.get(special[name])) for name in ("sep_token", "cls_token")]
     for token, number in ends:
         if number is None:
             raise ValueError(f"{path / VOCAB_NAME} has no {token!r}, which stands at one end of every text")
@@ -257,7 +272,7 @@ def _byte_level_bpe(path: pathlib.Path, special: Mapping[str, str], config: Mapp
 
 
 def _unigram(path: pathlib.Path, special: Mapping[str, str]) -> Tokenizer:
-    """XLM-R's numbering, which trocr-small has: four special tokens, then the pieces from the fourth on: id = piece + 1."""
+    """XLM-R's numbering, trocr-small's: four special tokens, then the pieces from the fourth on; id = piece + 1."""
     model = read_sentencepiece(path)
     if model.model_type != UNIGRAM:
         raise ValueError(f"{path} is a SentencePiece model of type {model.model_type}; TrOCR uses unigram models (1)")
@@ -265,9 +280,12 @@ def _unigram(path: pathlib.Path, special: Mapping[str, str]) -> Tokenizer:
     vocab = [(token, 0.0) for token in first]
     vocab += [(piece.text, piece.score) for piece in model.pieces[3:]]
     vocab.append((special["mask_token"], 0.0))
-    backend = Tokenizer(models.Unigram(vocab, unk_id=3, byte_fallback=False))
-    if model.charsmap:
-        backend.normalizer = normalizers.Precompiled(model.charsmap)
+    try:
+        backend = Tokenizer(models.Unigram(vocab, unk_id=3, byte_fallback=False))
+        if model.charsmap:
+            backend.normalizer = normalizers.Precompiled(model.charsmap)
+    except Exception as error:  # the tokenizers package raises bare Exception
+        raise ValueError(f"{path} is damaged ({error}); download it again") from error
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
@@ -281,18 +299,16 @@ def _unigram(path: pathlib.Path, special: Mapping[str, str]) -> Tokenizer:
     return backend
 
 
-def _add_tokens(backend: Tokenizer, path: pathlib.Path, special: Mapping[str, str], config: Mapping[str, Any]) -> None:
+def _add_tokens(
+    backend: Tokenizer, path: pathlib.Path, special: Sequence[AddedToken], config: Mapping[str, Any]
+) -> None:
     """Special tokens, and tokens that a fine-tune added, at the ids its files give them."""
-    # Those of a tokenizer.json are there already, with flags of their own.
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    new = [token for token in special.values() if token not in known]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in new])
     added: dict[int, AddedToken] = {}
+    names = {token.content for token in special}
     if (path / ADDED_NAME).is_file():
-        added |= {number: AddedToken(token) for token, number in read_json(path / ADDED_NAME).items()}
-    for number, token in (config.get("added_tokens_decoder") or {}).items():
-        flags = {flag: token[flag] for flag in ("lstrip", "rstrip", "normalized", "single_word", "special") if flag in token}
-        added[int(number)] = AddedToken(token["content"], **flags)
+        for content, number in read_json(path / ADDED_NAME).items():
+            added[number] = _added_token(content, special=content in names, normalized=content not in names)
+    added |= {int(number): _added_token(token) for number, token in (config.get("added_tokens_decoder") or {}).items()}
     for number, token in sorted(added.items()):
         if token.special:
             backend.add_special_tokens([token])
@@ -303,3 +319,9 @@ def _add_tokens(backend: Tokenizer, path: pathlib.Path, special: Mapping[str, st
                 f"{path} adds the token {token.content!r} as {number}, but the vocabulary has "
                 f"{backend.token_to_id(token.content)} for it; the tokenizer files do not belong together"
             )
+    # Those that are there already, by a tokenizer.json for one, have flags of their own.
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token in special:
+        if token.content not in known:
+            known.add(token.content)
+            backend.add_special_tokens([token])

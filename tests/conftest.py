@@ -1,0 +1,33 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# One thread pool each for two frameworks on two cores is slower than none, and nothing here may reach a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+SAMPLES = pathlib.Path(__file__).parents[1] / "notebooks" / "samples"
+
+
+@pytest.fixture
+def x64():
+    """64-bit numbers for the length of a test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def shared():
+    """The folder of data beside the checkout; the test is skipped where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED

@@ -1,0 +1,72 @@
+"""The house's laws that a machine can check: which way imports go, and what the library never imports."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
+# Each part may import from itself and from parts above it in this list.
+LEVELS = (
+    {"version"},
+    {"config", "generation_config", "registry", "results", "compilation_cache"},
+    {"modeling", "processing", "checkpoints", "decoding"},
+    {"models"},
+    {"recognizer", "training", "evaluation"},
+    {"cli"},
+    {"__main__", "__init__"},
+)
+FORBIDDEN = {"torch", "transformers", "convert", "tests", "benchmarks"}
+
+
+def level(part: str) -> int:
+    """The place of a module's first name behind trocr_jax in LEVELS."""
+    return next(i for i, parts in enumerate(LEVELS) if part in parts)
+
+
+def imports(path: pathlib.Path):
+    """(line, full module name) of every import in a file, those inside functions and TYPE_CHECKING included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield node.lineno, node.module
+
+
+def test_imports_go_one_way_and_never_to_torch():
+    wrong, seen = [], 0
+    for path in LIBRARY.rglob("*.py"):
+        own = level(path.relative_to(LIBRARY).with_suffix("").parts[0])
+        for line, module in imports(path):
+            seen += 1
+            parts = module.split(".")
+            if parts[0] in FORBIDDEN:
+                wrong.append(f"{path}:{line} imports {module}")
+            if parts[0] == "trocr_jax" and len(parts) > 1 and level(parts[1]) > own:
+                wrong.append(f"{path}:{line} imports upwards: {module}")
+    assert seen > 100
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modeling_and_search_do_not_know_each_other():
+    for path in [*LIBRARY.glob("decoding/*.py"), *LIBRARY.glob("modeling/*.py")]:
+        if path.name == "generate.py":
+            continue  # where the two meet
+        other = "modeling" if path.parent.name == "decoding" else "decoding"
+        assert not [module for _, module in imports(path) if module.startswith(f"trocr_jax.{other}")], path
+
+
+def test_reading_an_image_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys, numpy, trocr_jax; trocr_jax.TrOCR.from_pretrained()(numpy.zeros((8, 80), 'uint8'));"
+        "assert not {'torch', 'transformers', 'sentencepiece'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_asking_for_the_version_imports_no_jax():
+    code = "import sys, trocr_jax.cli; assert trocr_jax.__version__; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
