@@ -72,7 +72,7 @@ def test_decoder_alone_equals_the_oracle(pair, with_encoder):
 
 
 def test_past_key_values_continue_where_they_stopped(pair):
-    ours, oracle, states = pair
+    ours, _, states = pair
     given = {"encoder_hidden_states": states}
     whole = ours(IDS, **given).logits
     first = ours(IDS[:, :2], use_cache=True, **given)

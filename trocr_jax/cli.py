@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # Text is Unicode whatever the locale; file names may hold bytes that are not.
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         status = options.run(options)
         sys.stdout.flush()
@@ -151,10 +153,11 @@ def _from_stdin(arguments: Iterable[str]) -> Iterator[str]:
 
 
 def _expand(argument: str) -> list[str]:
-    path = pathlib.Path(argument)
-    if path.is_dir():
-        return sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not path.exists() and glob.has_magic(argument):
+    # os.path answers False where pathlib raises, as for a name that is too long: that image is reported like any other.
+    if os.path.isdir(argument):
+        found = pathlib.Path(argument).rglob("*")
+        return sorted(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not os.path.exists(argument) and glob.has_magic(argument):
         return sorted(found for found in glob.glob(argument, recursive=True) if os.path.isfile(found))
     return [argument]
 

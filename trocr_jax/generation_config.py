@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, _Config, read_json
+from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, TrOCRConfig, _Config, read_json
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
@@ -91,7 +91,9 @@ class GenerationConfig(_Config):
         names = {field.name for field in dataclasses.fields(cls)} - {"extra"} | set(_NEUTRAL)
         defaults = {**_NEUTRAL, **dataclasses.asdict(cls())}
         settings: dict[str, Any] = {}
-        for level in (content.get("decoder") or {}, content):
+        # The decoder's ids have defaults of their own, which a diff-only file leaves out.
+        decoder = dataclasses.asdict(TrOCRConfig()) | dict(content.get("decoder") or {})
+        for level in (decoder, content):
             settings |= {
                 name: level[name]
                 for name in names & level.keys()

@@ -22,9 +22,7 @@ ATOL = {"float64": 1e-10, "float32": 2e-5}
 def pairwise(switches):
     """Few combinations in which every two values of different switches meet: greedy, first come first served."""
     names = list(switches)
-    missing = {
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in switches[a] for y in switches[b]
-    }
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in switches[a] for y in switches[b]}
     combinations = []
     while missing:
         chosen = dict(min(missing, key=str))

@@ -518,6 +518,16 @@ def test_damaged_sentencepiece_models_load_or_are_named(unigram_folder):
     assert all(str(path) in message for message in messages)
 
 
+def test_a_damaged_normalisation_table_is_refused(unigram_folder):
+    path = unigram_folder / "sentencepiece.bpe.model"
+    content = bytearray(path.read_bytes())
+    start = content.index(read_sentencepiece(path).charsmap)
+    content[start : start + 4] = b"\xff\xff\xff\x7f"  # the size of its first part
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model is damaged"):
+        TrOCRTokenizer.from_pretrained(unigram_folder)
+
+
 def test_a_sentencepiece_model_of_another_type_is_refused(unigram_folder):
     train_sentencepiece(unigram_folder / "sentencepiece.bpe.model", model_type="bpe")
     with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model is a SentencePiece model of type 2"):

@@ -67,7 +67,7 @@ def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> p
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(_SMALL_FILES), **options))
         if with_weights:
-            _download_weights(repo_id, options)
+            _download_weights(repo_id, folder, options)
     except errors.GatedRepoError as error:
         raise OSError(
             f"{repo_id} is gated: accept its terms on the hub's page and log in (`hf auth login`) or pass token="
@@ -85,17 +85,26 @@ def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> p
         ) from error
     except errors.HfHubHTTPError as error:
         raise OSError(f"the hub refused {repo_id}: {error}") from error
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        # The HTTP library's own errors, of a connection that broke off for one, are neither.
+        raise OSError(f"{repo_id} could not be downloaded ({error}); check the connection and try again") from error
     return folder
 
 
-def _download_weights(repo_id: str, options: dict[str, Any]) -> None:
+def _download_weights(repo_id: str, folder: pathlib.Path, options: dict[str, Any]) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
+    # A snapshot never changes. Asking for a better name than it has would, without a connection, take half a minute.
+    present = [name for name in WEIGHT_NAMES if (folder / name).is_file()]
     missing: Exception | None = None
-    for name in WEIGHT_NAMES:
+    for name in present or WEIGHT_NAMES:
         try:
             path = huggingface_hub.hf_hub_download(repo_id, name, **options)
+        except errors.LocalEntryNotFoundError:
+            raise
         except errors.EntryNotFoundError as error:
             missing = error
             continue
@@ -103,8 +112,6 @@ def _download_weights(repo_id: str, options: dict[str, Any]) -> None:
             for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
                 huggingface_hub.hf_hub_download(repo_id, shard, **options)
         return
-    if isinstance(missing, errors.LocalEntryNotFoundError):
-        raise missing
     raise FileNotFoundError(
         f"{repo_id} holds none of {list(WEIGHT_NAMES)}; save it as safetensors with transformers first"
     ) from missing

@@ -125,7 +125,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], entries: Iterable[Entry], sour
     head_names = {name for name in (names.TIED_HEAD, names.TIED_HEAD.removeprefix("decoder.")) if name in tensors}
     is_tied = not any(name in entry.names for entry in entries for name in head_names)
     leaves: dict[Path, np.ndarray] = {}
-    problems, used = [], head_names if is_tied else set()
+    problems: list[str] = []
+    used = set(head_names) if is_tied else set()
     for entry in entries:
         found = [name for name in entry.names if name in tensors]
         if not found and is_tied and entry.path[-2:] == ("embed_tokens", "embedding"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_DEPTH = 100  # containers within containers; repr and json give up at about 1,000
@@ -36,6 +36,9 @@ class Stub:
     def symbol(self) -> tuple[str, str]:
         """(module, name) of an uncalled global; empty names for what came from a call."""
         return (self.module, self.name) if self.args is None else ("", "")
+
+
+_NESTING = (Stub, dict, list, tuple, set, frozenset)
 
 
 def quote(text: Any) -> str:
@@ -79,15 +82,15 @@ def _height(value: Any, heights: Mapping[int, int]) -> int:
 
 
 def _parts(value: Any) -> list[Any]:
-    """The containers and stubs directly within a container or stub."""
-    parts: list[Any] = []
+    """The stubs and the containers that are not empty directly within a container or stub."""
+    parts: Iterable[Any] = ()
     if isinstance(value, Stub):
-        parts = [value.args, value.kwargs, value.callee, value.state, value.items, value.entries]
+        parts = (value.args, value.kwargs, value.callee, value.state, value.items, value.entries)
     elif isinstance(value, dict):
-        parts = [*value, *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = list(value)
-    return [part for part in parts if isinstance(part, dict | list | tuple | set | frozenset | Stub)]
+        parts = (*value, *value.values())
+    elif isinstance(value, _NESTING):
+        parts = value
+    return [part for part in parts if isinstance(part, _NESTING) and part]
 
 
 def is_key(value: Any) -> bool:

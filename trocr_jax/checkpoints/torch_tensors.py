@@ -73,7 +73,7 @@ class Storage(Stub):
         return self.count * DTYPES[self.dtype].itemsize
 
     def located(self, raw: np.ndarray, dtype: str) -> Storage:
-        """The storage with its bytes, whose size and dtype (by the first reference to them) have to be the announced."""
+        """The storage with its bytes, whose size and dtype (by the first reference to it) have to be the announced."""
         if self.dtype != dtype or self.size != raw.nbytes:
             raise ValueError(
                 f"its pickle announces {self.count} numbers of {self.dtype} in the storage {quote(self.key)}, "

@@ -1,0 +1,221 @@
+"""Every dialect of config.json and generation_config.json, against the reference's own reading where it has one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import transformers
+
+from trocr_jax.config import (
+    DeiTConfig,
+    TrOCRConfig,
+    VisionEncoderDecoderConfig,
+    ViTConfig,
+    read_json,
+    write_json,
+)
+from trocr_jax.generation_config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
+
+ENCODER = {"model_type": "vit"}
+DECODER = {"model_type": "trocr", "cross_attention_hidden_size": 768}
+
+
+def whole(encoder=None, decoder=None, **top):
+    """A config.json with the given parts."""
+    return {"model_type": "vision-encoder-decoder", "encoder": encoder or ENCODER, "decoder": decoder or DECODER, **top}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (TrOCRConfig, transformers.TrOCRConfig),
+        (ViTConfig, transformers.ViTConfig),
+        (DeiTConfig, transformers.DeiTConfig),
+    ],
+)
+def test_fields_and_defaults_are_the_references(ours, theirs):
+    reference = theirs()
+    for field in dataclasses.fields(ours):
+        if field.name != "extra":
+            assert getattr(ours(), field.name) == getattr(reference, field.name), field.name
+    own = set(theirs.__annotations__) - {"model_type", "keys_to_ignore_at_inference", "attribute_map"}
+    assert own <= {field.name for field in dataclasses.fields(ours)}
+    assert ours.model_type == theirs.model_type
+
+
+def test_aliases_of_the_reference():
+    config = TrOCRConfig(d_model=64, decoder_attention_heads=4, decoder_layers=3)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (64, 4, 3)
+
+
+def test_diff_only_dialect_takes_class_defaults():
+    config = VisionEncoderDecoderConfig.from_dict(whole())
+    assert config.decoder == TrOCRConfig(cross_attention_hidden_size=768)
+    assert config.encoder == ViTConfig()
+    assert config.label_start_token_id == 2
+    assert config.label_pad_token_id == 1
+
+
+def test_full_dialect_round_trips_with_the_keys_we_do_not_use():
+    content = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.DeiTConfig(image_size=[32, 64]), transformers.TrOCRConfig(cross_attention_hidden_size=768)
+    ).to_dict()
+    config = VisionEncoderDecoderConfig.from_dict(content)
+    assert isinstance(config.encoder, DeiTConfig)
+    assert config.encoder.image_shape == (32, 64)
+    written = json.loads(json.dumps(config.to_dict()))
+    assert VisionEncoderDecoderConfig.from_dict(written) == config
+    # Nothing of the reference's file is lost.
+    for part in ("encoder", "decoder"):
+        for name, value in content[part].items():
+            if value is not None and name != "id2label":  # JSON makes its number keys strings
+                assert written[part][name] == (list(value) if isinstance(value, tuple) else value), name
+
+
+def test_legacy_dialect_names_the_cross_width_otherwise():
+    decoder = {"model_type": "trocr", "encoder_hidden_size": 384, "cross_attention_hidden_size": None}
+    encoder = {"model_type": "deit", "hidden_size": 384, "num_attention_heads": 6}
+    config = VisionEncoderDecoderConfig.from_dict(whole(encoder, decoder))
+    assert config.decoder.cross_attention_hidden_size == 384
+    assert not config.has_bridge
+
+
+def test_bridge_is_there_only_without_a_cross_width():
+    without = {"model_type": "trocr"}
+    assert VisionEncoderDecoderConfig.from_dict(whole(decoder=without)).has_bridge
+    assert not VisionEncoderDecoderConfig.from_dict(whole()).has_bridge
+    assert not VisionEncoderDecoderConfig.from_dict(whole(decoder={**without, "d_model": 768})).has_bridge
+
+
+def test_top_level_tying_is_ignored():
+    config = VisionEncoderDecoderConfig.from_dict(whole(tie_word_embeddings=False))
+    assert config.decoder.tie_word_embeddings
+    untied = VisionEncoderDecoderConfig.from_dict(whole(decoder={**DECODER, "tie_word_embeddings": False}))
+    assert not untied.decoder.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (whole(decoder={"model_type": "bert"}), "decoder is 'bert'.*supported is 'trocr'"),
+        (whole(decoder={"model_type": "gpt2"}), "decoder is 'gpt2'"),
+        (whole(decoder={"d_model": 768}), "decoder is 'bert'"),
+        (whole(encoder={"model_type": "swin"}), "encoder is 'swin'.*'deit', 'vit'"),
+        (whole(encoder={"model_type": "beit"}), "encoder is 'beit'"),
+        ({"model_type": "trocr"}, "model_type is 'trocr'"),
+        ({"model_type": "vision-encoder-decoder", "encoder": ENCODER}, "no 'decoder'"),
+        (whole(encoder={"model_type": "vit", "hidden_act": "quick_gelu"}), "quick_gelu"),
+        (whole(decoder={**DECODER, "activation_function": "gelu_new"}), "gelu_new"),
+        (whole(decoder={**DECODER, "cross_attention_hidden_size": 512}), "is 512 but encoder.hidden_size is 768"),
+        (whole(decoder={**DECODER, "decoder_attention_heads": 5}), "1024 cannot be divided among 5"),
+        (whole(encoder={"model_type": "vit", "image_size": [8, 8, 8]}), "image_size"),
+        (whole(encoder={"model_type": "vit", "image_size": 8}), "smaller than patch_size"),
+        (whole(decoder={**DECODER, "use_learned_position_embeddings": False, "pad_token_id": None}), "sinusoidal"),
+    ],
+)
+def test_unsupported_configurations_say_what_is_wrong(content, message, tmp_path):
+    write_json(tmp_path / "config.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        VisionEncoderDecoderConfig.from_pretrained(tmp_path)
+    assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff"])
+def test_files_that_are_not_json_objects_are_named(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_json(tmp_path / "config.json")
+
+
+def test_configurations_are_hashable_and_replaceable():
+    config = VisionEncoderDecoderConfig.from_dict(whole(architectures=["x"]))
+    changed = config.replace(decoder_start_token_id=0, vocab_size=7)
+    assert hash(config) != hash(changed)
+    assert changed.extra["vocab_size"] == 7
+    assert changed.to_dict()["architectures"] == ["x"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.pad_token_id = 3
+
+
+COMMUNITY = {
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+    "max_length": 64,
+    "early_stopping": True,
+    "no_repeat_ngram_size": 3,
+    "length_penalty": 2.0,
+    "num_beams": 4,
+}
+
+
+def test_generation_config_json_is_used_alone_where_it_exists(tmp_path):
+    write_json(tmp_path / "config.json", whole(**COMMUNITY))
+    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig(**COMMUNITY, bos_token_id=0)
+    write_json(tmp_path / "generation_config.json", {"decoder_start_token_id": 2, "eos_token_id": 2, "max_length": 40})
+    expected = GenerationConfig(decoder_start_token_id=2, eos_token_id=2, max_length=40)
+    assert GenerationConfig.from_pretrained(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        whole(**COMMUNITY),
+        whole(decoder={**DECODER, **COMMUNITY}),
+        whole(decoder={**DECODER, "num_beams": 5, "length_penalty": 0.5}, num_beams=3, decoder_start_token_id=2),
+        whole(decoder={**DECODER, "decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}),
+        whole(decoder={**DECODER, "max_length": 20, "num_beams": 1}, max_length=20, early_stopping=False),
+    ],
+)
+def test_settings_inside_a_config_are_read_as_the_reference_reads_them(content, tmp_path):
+    write_json(tmp_path / "config.json", content)
+    ours = GenerationConfig.from_pretrained(tmp_path)
+    # What transformers does on loading a model without generation_config.json.
+    reference = transformers.GenerationConfig.from_pretrained(
+        tmp_path, config_file_name="config.json", _from_model_config=True
+    )
+    for name in ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "decoder_start_token_id"):
+        theirs = getattr(reference, name)
+        # Where the reference finds no id it goes on without; the decoder's own default serves better.
+        default = 2 if name.endswith("_id") else GenerationConfig.__dataclass_fields__[name].default
+        assert getattr(ours, name) == (default if theirs is None else theirs), name
+    if content.get("max_length") == 64:
+        assert ours.max_length == reference.max_length == 64
+
+
+def test_a_length_of_20_in_a_file_means_not_set():
+    # Every full config.json of transformers 4 carries it; it is the reference's trap.
+    settings = GenerationConfig.from_model_config(whole(max_length=20)).replace(eos_token_id=2)
+    assert settings.resolve({}, prompt_length=1, max_positions=512).max_length == 1 + DEFAULT_MAX_NEW_TOKENS
+    asked = settings.resolve({"max_length": 20}, prompt_length=1, max_positions=512)
+    assert asked.max_length == 20
+
+
+def test_a_calls_length_wins_over_the_files():
+    settings = GenerationConfig(max_new_tokens=10, eos_token_id=2)
+    assert settings.resolve({"max_length": 30}, prompt_length=1, max_positions=512).max_length == 30
+    assert settings.resolve({}, prompt_length=3, max_positions=512).max_length == 13
+    both = settings.resolve({"max_length": 30, "max_new_tokens": 5}, prompt_length=1, max_positions=512)
+    assert both.max_length == 6
+
+
+def test_a_files_length_beyond_the_table_is_clipped():
+    settings = GenerationConfig(max_length=1024, eos_token_id=2)
+    assert settings.resolve({}, prompt_length=1, max_positions=512).max_length == 513
+
+
+def test_a_files_unsupported_setting_is_an_error_that_can_be_switched_off():
+    settings = GenerationConfig.from_dict({"do_sample": True, "temperature": 0.7, "eos_token_id": 2})
+    with pytest.raises(ValueError, match="do_sample=False"):
+        settings.resolve({}, prompt_length=1, max_positions=512)
+    assert settings.resolve({"do_sample": False}, prompt_length=1, max_positions=512).max_length
+    # A full file's neutral values are no obstacle.
+    neutral = transformers.GenerationConfig(eos_token_id=2).to_dict()
+    assert GenerationConfig.from_dict(neutral).resolve({}, prompt_length=1, max_positions=512).num_beams == 1
+
+
+def test_min_new_tokens_wins_over_min_length():
+    settings = GenerationConfig(min_length=9, eos_token_id=2)
+    assert settings.resolve({"min_new_tokens": 4}, prompt_length=2, max_positions=64).min_length == 6

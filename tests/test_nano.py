@@ -1,0 +1,85 @@
+"""The trained small checkpoint beside the checkout: what transformers read with it, reproduced."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trocr_jax import TrOCR
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """(folder, expected outputs of transformers 5.23.0 in float32)."""
+    from tests.conftest import SHARED
+
+    folder = SHARED / "models" / "trocr-nano-printed"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/models")
+    return folder, json.loads((folder / "expected.json").read_text())
+
+
+def paths(nano):
+    folder, expected = nano
+    return [folder / "samples" / entry["file"] for entry in expected]
+
+
+def test_float32_reproduces_ids_texts_and_scores(nano):
+    folder, expected = nano
+    ocr = TrOCR.from_pretrained(folder, dtype="float32")
+    greedy, beam = ocr(paths(nano)), ocr(paths(nano), num_beams=4)
+    assert len(expected) == 64
+    for entry, line, best in zip(expected, greedy, beam, strict=True):
+        assert [2, *line.token_ids] == entry["greedy_ids"]
+        assert line.text == entry["greedy_text"]
+        assert [2, *best.token_ids] == entry["beam4_ids"]
+        assert best.text == entry["beam4_text"]
+        np.testing.assert_allclose(best.sequence_score, entry["beam4_score"], atol=1e-4)
+
+
+def test_embedded_default_reads_the_same_texts(nano):
+    # Its weights are the checkpoint's, rounded to float16; rounded to bfloat16 one text of 64 changed.
+    ocr = TrOCR.from_pretrained(dtype="float32")
+    for entry, line, best in zip(nano[1], ocr(paths(nano)), ocr(paths(nano), num_beams=4), strict=True):
+        assert line.text == entry["greedy_text"]
+        assert best.text == entry["beam4_text"]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_batch_composition_does_not_change_an_id(nano, num_beams):
+    ocr = TrOCR.from_pretrained(dtype="float32")
+    images = paths(nano)
+    alone = {line.source: line.token_ids for line in ocr(images, batch_size=1, num_beams=num_beams)}
+    for size in (3, 8, 32):
+        order = np.random.default_rng(size).permutation(len(images))
+        lines = ocr([images[i] for i in order], batch_size=size, num_beams=num_beams)
+        assert {line.source: line.token_ids for line in lines} == alone
+
+
+def test_error_rate_on_scanned_lines(shared):
+    def distance(a, b):
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, 1):
+            previous, row[0] = row[0], i
+            for j, y in enumerate(b, 1):
+                previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+        return row[-1]
+
+    images, labels = [], []
+    with zipfile.ZipFile(shared / "data" / "lines" / "uw3_en_print.zip") as archive:
+        for row in archive.read("uw3_en_print/test/labels.tsv").decode().splitlines():
+            name, text = row.split("\t")
+            if len(text) <= 34:
+                with archive.open(f"uw3_en_print/test/{name}") as file, Image.open(file) as image:
+                    images.append(image.copy())
+                labels.append(text)
+    lines = TrOCR.from_pretrained(dtype="float32")(images)
+    errors = sum(distance(line.text, label) for line, label in zip(lines, labels, strict=True))
+    rate = errors / sum(map(len, labels))
+    print(f"CER on {len(labels)} UW-III lines of at most 34 characters: {rate:.4f}")
+    assert len(labels) >= 10
+    assert rate < 0.08

@@ -1,0 +1,243 @@
+"""The one door: images of all kinds in, results out, with the embedded model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import trocr_jax
+from tests.conftest import SAMPLES
+from tests.twins import default_twin
+from trocr_jax import Recognition, TrOCR
+from trocr_jax.decoding.generate import run
+from trocr_jax.modeling.model import apply
+from trocr_jax.processing.image import ImageError
+from trocr_jax.recognizer import EMBEDDED
+
+TEXTS = {
+    "capitals.png": "BRASHEST SUBSCRIBING SHARKSKIN",
+    "date.png": "Date: 09.10.93 07:53:40",
+    "number.png": "No. 139KN",
+    "price.png": "RM3.01",
+    "printed-long.png": "ward by meeting with community",
+    "printed.png": "such a structure.",
+    "receipt-amount.png": "$0.60",
+    "receipt-line.png": "RM13.50 SR",
+    "words.png": "or how he spells his n",
+}
+PATHS = [str(SAMPLES / name) for name in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def ocr():
+    return TrOCR.from_pretrained()
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_reads_the_samples(ocr, num_beams):
+    lines = ocr(PATHS, num_beams=num_beams)
+    assert [line.text for line in lines] == list(TEXTS.values())
+    for line, path in zip(lines, PATHS, strict=True):
+        assert line.source == path
+        assert line.finish_reason == "eos"
+        assert not line.is_truncated
+        assert line.error is None
+        assert line.token_ids[-1] == 2
+        assert len(line.token_ids) == len(line.token_log_probs)
+        np.testing.assert_allclose(line.log_prob, sum(line.token_log_probs))
+        assert (line.sequence_score is None) == (num_beams == 1)
+        if num_beams > 1:
+            np.testing.assert_allclose(line.sequence_score, line.log_prob / len(line.token_ids), rtol=1e-4)
+
+
+def test_images_of_every_kind_read_alike(ocr):
+    with Image.open(PATHS[1]) as opened:
+        image = opened.convert("RGB")
+    array = np.asarray(image)
+    kinds = [PATHS[1], SAMPLES / "date.png", image, image.convert("L"), array, array.transpose(2, 0, 1), array[:, :, 0]]
+    lines = ocr(kinds)
+    assert {line.text for line in lines} == {TEXTS["date.png"]}
+    assert [line.source for line in lines] == [PATHS[1], PATHS[1], *[None] * 5]
+
+
+def test_a_single_image_gives_a_single_result(ocr):
+    with Image.open(PATHS[0]) as opened:
+        image = opened.copy()
+    for kind in (PATHS[0], image, np.asarray(image)):
+        assert isinstance(ocr(kind), Recognition)
+    assert [line.text for line in ocr([PATHS[0]])] == [TEXTS["capitals.png"]]
+    assert ocr([]) == []
+    batch = np.stack([np.zeros((8, 80, 3), np.uint8)] * 2)
+    assert len(ocr(batch)) == 2
+    with pytest.raises(TypeError, match="int"):
+        ocr(5)
+
+
+def test_a_broken_image_loses_no_other(ocr, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((SAMPLES / "capitals.png").read_bytes()[:100])
+    images = [PATHS[0], str(broken), tmp_path / "missing.png", np.zeros((3, 5, 7, 9)), PATHS[1]]
+    lines = ocr(images, batch_size=2)
+    assert [line.text for line in lines] == [TEXTS["capitals.png"], "", "", "", TEXTS["date.png"]]
+    for line, name in zip(lines[1:4], ("broken.png", "missing.png", "array of shape"), strict=True):
+        assert line.finish_reason == "error"
+        assert name in line.error
+        assert line.token_ids == ()
+    assert [line.source for line in lines[1:4]] == [str(broken), str(tmp_path / "missing.png"), None]
+    assert all(line.finish_reason == "error" for line in ocr([broken, broken]))
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        ocr(images, on_error="raise")
+    with pytest.raises(ValueError, match="on_error"):
+        ocr(images, on_error="ignore")
+
+
+def test_a_text_cut_off_says_so(ocr):
+    line = ocr(PATHS[0], max_new_tokens=3)
+    assert line.is_truncated
+    assert line.finish_reason == "length"
+    assert len(line.token_ids) == 3
+    assert TEXTS["capitals.png"].startswith(line.text)
+
+
+def test_further_hypotheses_are_alternatives(ocr):
+    lines = ocr(PATHS[:2], num_beams=4, num_return_sequences=3)
+    for line in lines:
+        scores = [line.sequence_score, *[other.sequence_score for other in line.alternatives]]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+        assert len({line.token_ids, *[other.token_ids for other in line.alternatives]}) == 3
+        assert {other.source for other in line.alternatives} == {line.source}
+
+
+def test_results_are_json_both_ways(ocr):
+    line = ocr(PATHS[1], num_beams=2, num_return_sequences=2)
+    content = json.loads(json.dumps(line.to_dict()))
+    assert Recognition.from_dict(content) == line
+    assert content["schema"] == 1
+    assert content["text"] == line.text
+    assert content["log_prob"] == line.log_prob
+    with pytest.raises(ValueError, match="schema 2"):
+        Recognition.from_dict({**content, "schema": 2})
+
+
+def test_results_stream_batch_by_batch(ocr):
+    taken = []
+
+    def images():
+        for path in PATHS:
+            taken.append(path)
+            yield path
+
+    stream = ocr.stream(images(), batch_size=2)
+    assert next(stream).text == TEXTS["capitals.png"]
+    assert len(taken) == 2
+    assert [line.text for line in stream] == list(TEXTS.values())[1:]
+
+
+def test_parts_fit_together(ocr):
+    pixels = ocr.processor(PATHS[:3]).pixel_values
+    assert pixels.shape == (3, 3, 32, 320)
+    assert pixels.dtype == np.float32
+    states = ocr.encode(pixels)
+    assert states.shape == (3, ocr.config.encoder.num_tokens, 192)
+    output = ocr.generate(pixels)
+    assert ocr.processor.batch_decode(output.sequences, skip_special_tokens=True) == list(TEXTS.values())[:3]
+    again = ocr.generate(encoder_hidden_states=states)
+    np.testing.assert_array_equal(again.sequences, output.sequences)
+    logits = ocr.logits(pixels, output.sequences[:, :-1])
+    assert logits.shape == (3, output.sequences.shape[1] - 1, 512)
+    first = int(output.num_tokens[0])
+    assert logits[0].argmax(-1)[:first].tolist() == output.sequences[0, 1 : 1 + first].tolist()
+    direct = apply(ocr.model, ocr.params, pixels, output.sequences[:, :-1])
+    np.testing.assert_allclose(logits, direct, atol=1e-4)
+    prompt = output.sequences[:1, :4]
+    continued = ocr.generate(pixels[:1], decoder_input_ids=prompt)
+    np.testing.assert_array_equal(continued.sequences, output.sequences[:1, : continued.sequences.shape[1]])
+
+
+def test_logits_refuse_what_jax_would_clamp(ocr):
+    pixels = ocr.processor(PATHS[:1]).pixel_values
+    for ids in ([[2, 512]], [[-1]], [[2] * 65]):
+        with pytest.raises(ValueError, match="0 to 511"):
+            ocr.logits(pixels, ids)
+
+
+def test_saved_models_read_the_same(ocr, tmp_path):
+    ocr.save_pretrained(tmp_path / "saved")
+    loaded = TrOCR.from_pretrained(tmp_path / "saved")
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), ocr.params, loaded.params)
+    assert jax.tree.all(same)
+    assert loaded.config == ocr.config
+    assert loaded.generation_config == ocr.generation_config
+    assert [line.text for line in loaded(PATHS)] == list(TEXTS.values())
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {path.name for path in EMBEDDED.iterdir()} - {
+        "README.md"
+    }
+
+
+def test_a_folder_without_tokenizer_loads_and_says_what_is_missing(tmp_path):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "model")
+    for path in folder.glob("*token*"):
+        path.unlink()
+    ocr = TrOCR.from_pretrained(folder)
+    pixels = ocr.processor(PATHS[:1]).pixel_values
+    assert ocr.generate(pixels).sequences.shape[0] == 1
+    for call in (lambda: ocr(PATHS), lambda: ocr.processor.decode([5]), lambda: ocr.processor.tokenizer("a")):
+        with pytest.raises(ValueError, match=r"tokenizer\.json"):
+            call()
+
+
+def test_models_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+        TrOCR.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="org/nothing"):
+        TrOCR.from_pretrained("org/nothing", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="float16"):
+        TrOCR.from_pretrained(dtype="float16")
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        TrOCR.from_pretrained(dtype="float64")
+
+
+def test_unknown_options_are_errors(ocr):
+    with pytest.raises(ValueError, match="num_beam'"):
+        ocr(PATHS[0], num_beam=4)
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        ocr(PATHS[0], batch_size=-1)
+
+
+def test_warmup_leaves_nothing_to_compile(ocr):
+    options = {"num_beams": 3, "max_new_tokens": 20}
+    ocr.warmup(batch_sizes=[1, 5, 6], **options)
+    before = run._cache_size()
+    ocr(PATHS[:5], **options)
+    ocr(PATHS[:1], **{**options, "length_penalty": 2.0})
+    assert run._cache_size() == before
+
+
+def test_bfloat16_reads_the_samples():
+    ocr = TrOCR.from_pretrained(dtype="bfloat16")
+    assert ocr.model.policy.name == "bfloat16"
+    right = sum(line.text == text for line, text in zip(ocr(PATHS), TEXTS.values(), strict=True))
+    assert right >= 8
+
+
+def test_untrained_twins_have_no_tokenizer_but_generate(tmp_path):
+    twin = default_twin()
+    twin.oracle.save_pretrained(tmp_path / "twin")
+    ocr = TrOCR.from_pretrained(tmp_path / "twin", dtype="float32")
+    assert ocr.generate(twin.pixels(2), max_new_tokens=4).sequences.shape == (2, 5)
+    with pytest.raises(ValueError, match="preprocessor_config"):
+        ocr.processor(PATHS)
+
+
+def test_public_names_are_there():
+    for name in trocr_jax.__all__:
+        assert getattr(trocr_jax, name) is not None
+    assert set(trocr_jax.__all__) <= set(dir(trocr_jax))
+    with pytest.raises(AttributeError, match="TrOCL"):
+        trocr_jax.TrOCL  # noqa: B018
