@@ -12,7 +12,6 @@ from PIL import Image
 
 import trocr_jax
 from tests.conftest import SAMPLES
-from tests.twins import default_twin
 from trocr_jax import Recognition, TrOCR
 from trocr_jax.decoding.generate import run
 from trocr_jax.modeling.model import apply
@@ -224,15 +223,6 @@ def test_bfloat16_reads_the_samples():
     assert ocr.model.policy.name == "bfloat16"
     right = sum(line.text == text for line, text in zip(ocr(PATHS), TEXTS.values(), strict=True))
     assert right >= 8
-
-
-def test_untrained_twins_have_no_tokenizer_but_generate(tmp_path):
-    twin = default_twin()
-    twin.oracle.save_pretrained(tmp_path / "twin")
-    ocr = TrOCR.from_pretrained(tmp_path / "twin", dtype="float32")
-    assert ocr.generate(twin.pixels(2), max_new_tokens=4).sequences.shape == (2, 5)
-    with pytest.raises(ValueError, match="preprocessor_config"):
-        ocr.processor(PATHS)
 
 
 def test_public_names_are_there():

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from tests.twins import SWITCHES, config_dict, default_twin, make_twin, switched
+from trocr_jax import TrOCR
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.names import flatten
 from trocr_jax.config import VisionEncoderDecoderConfig
@@ -239,3 +240,12 @@ def test_cross_width_left_out_by_an_old_file_is_the_encoders(copy):
 
 def test_config_of_a_twin_reads_as_written():
     assert VisionEncoderDecoderConfig.from_dict(config_dict()) == default_twin().config
+
+
+def test_untrained_twins_have_no_tokenizer_but_generate(tmp_path):
+    twin = default_twin()
+    twin.oracle.save_pretrained(tmp_path / "twin")
+    ocr = TrOCR.from_pretrained(tmp_path / "twin", dtype="float32")
+    assert ocr.generate(twin.pixels(2), max_new_tokens=4).sequences.shape == (2, 5)
+    with pytest.raises(ValueError, match="preprocessor_config"):
+        ocr.processor(np.zeros((8, 8), np.uint8))

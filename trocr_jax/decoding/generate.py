@@ -56,7 +56,7 @@ class Inputs:
 
 
 def bucket(size: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `size`: few programs, less than half more rows."""
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... not below `size`: few programs, and less than half more rows."""
     power = 1 << max(0, (size - 1).bit_length())
     return 3 * power // 4 if size > 2 and size <= 3 * power // 4 else power
 
@@ -81,7 +81,8 @@ def generate(
 
     pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] as `encode` gives them with an optional
     encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue, which the start token is put in
-    front of if it is not there. `options` go on top of `settings`. Raises ValueError, before anything is compiled, for inputs or options that do not fit.
+    front of if it is not there. `options` go on top of `settings`. Raises ValueError, before anything is compiled, for
+    inputs or options that do not fit.
     """
     if (pixel_values is None) == (encoder_hidden_states is None):
         raise ValueError("pass either pixel_values or encoder_hidden_states")

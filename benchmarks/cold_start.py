@@ -1,0 +1,90 @@
+"""Time of reading one image as a whole new process: `trocr-jax read`, and the same job with transformers and torch.
+
+usage: python benchmarks/cold_start.py [IMAGE] [--runs N]
+
+Both sides read the same image with the same weights (the embedded model; the other side gets them as a transformers
+folder) on CPU in float32, greedily, asked in turn. The first run of each side is not counted: it fills our compilation
+cache and the system's file cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import safetensors.numpy
+
+from trocr_jax import TrOCR
+from trocr_jax.checkpoints import names, store
+from trocr_jax.config import write_json
+
+SAMPLE = pathlib.Path(__file__).parents[1] / "notebooks" / "samples" / "date.png"
+
+TRANSFORMERS = """
+import sys
+from PIL import Image
+from transformers import AutoTokenizer, VisionEncoderDecoderModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+folder, path = sys.argv[1:]
+processor, tokenizer = ViTImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
+pixels = processor(Image.open(path).convert("RGB"), return_tensors="pt").pixel_values
+print(tokenizer.decode(model.generate(pixels)[0], skip_special_tokens=True))
+"""
+
+
+def write_transformers_folder(folder: pathlib.Path) -> None:
+    """The embedded model as transformers reads it, in float32."""
+    ocr = TrOCR.from_pretrained()
+    ocr.processor.save_pretrained(folder)
+    write_json(folder / "config.json", ocr.config.to_dict())
+    write_json(folder / "generation_config.json", ocr.generation_config.to_dict())
+    tensors = store.to_torch(ocr.params, names.table(ocr.config))
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    """(wall time, what was read) of one process."""
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, done.stdout.strip()
+
+
+def main() -> None:
+    """Runs both sides in turn and prints the ratio of medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", nargs="?", default=str(SAMPLE))
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_transformers_folder(pathlib.Path(folder))
+        environment = {**os.environ, "XDG_CACHE_HOME": folder, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+        sides = {
+            "trocr_jax": [sys.executable, "-m", "trocr_jax", "read", options.image],
+            "transformers": [sys.executable, "-W", "ignore", "-c", TRANSFORMERS, folder, options.image],
+        }
+        texts = {name: seconds(command, environment)[1] for name, command in sides.items()}
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(options.runs):
+            for name, command in sides.items():
+                times[name].append(seconds(command, environment)[0])
+    if len(set(texts.values())) != 1:
+        raise SystemExit(f"the two sides read differently: {texts}")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, values in times.items():
+        print(
+            f"{name}: median {medians[name]:.2f} s, range {min(values):.2f} to {max(values):.2f} s, {options.runs} runs"
+        )
+    print(f"transformers over trocr_jax: {medians['transformers'] / medians['trocr_jax']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
