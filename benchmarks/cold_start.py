@@ -18,12 +18,8 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-import safetensors.numpy
-
-from trocr_jax import TrOCR
-from trocr_jax.checkpoints import names, store
-from trocr_jax.config import write_json
+from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.recognizer import EMBEDDED
 
 SAMPLE = pathlib.Path(__file__).parents[1] / "notebooks" / "samples" / "date.png"
 
@@ -40,17 +36,6 @@ print(tokenizer.decode(model.generate(pixels)[0], skip_special_tokens=True))
 """
 
 
-def write_transformers_folder(folder: pathlib.Path) -> None:
-    """The embedded model as transformers reads it, in float32."""
-    ocr = TrOCR.from_pretrained()
-    ocr.processor.save_pretrained(folder)
-    write_json(folder / "config.json", ocr.config.to_dict())
-    write_json(folder / "generation_config.json", ocr.generation_config.to_dict())
-    tensors = store.to_torch(ocr.params, names.table(ocr.config))
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
     """(wall time, what was read) of one process."""
     start = time.perf_counter()
@@ -65,7 +50,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_transformers_folder(pathlib.Path(folder))
+        convert(EMBEDDED, folder, to="torch", dtype="float32")
         environment = {**os.environ, "XDG_CACHE_HOME": folder, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
         sides = {
             "trocr_jax": [sys.executable, "-m", "trocr_jax", "read", options.image],

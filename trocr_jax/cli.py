@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trocr_jax.version
 
@@ -100,7 +100,42 @@ def _parser() -> argparse.ArgumentParser:
         help="text: the text, behind its path where there are several images; tsv: path, tab, text, with \\t, \\n "
         "and \\\\ for tab, newline and backslash; jsonl: one JSON object an image, errors included",
     )
+    _add_conversion(commands)
     return parser
+
+
+def _add_conversion(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a checkpoint in another format",
+        description="Writes a checkpoint as a folder for this library or for transformers. Nothing in it is executed.",
+    )
+    convert.add_argument("--to", default="flax", choices=("flax", "torch"), help="this library or transformers")
+    add_convert_arguments(convert)
+    convert.set_defaults(run=run_convert)
+    inspect = commands.add_parser(
+        "inspect", help="say what a checkpoint is", description="Says what a checkpoint is, also one that is refused."
+    )
+    add_inspect_arguments(inspect)
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a conversion, but its direction."""
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a fairseq .pt file")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="of a fairseq file: the folder with encoder.json, vocab.bpe and dict.txt, or the SentencePiece model",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a look at a checkpoint, and what to run with them."""
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a fairseq .pt file")
+    parser.set_defaults(run=_inspect)
 
 
 def _positive(text: str) -> int:
@@ -130,6 +165,41 @@ def _read(options: argparse.Namespace) -> int:
             raise
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Converts as the parsed arguments say; the exit status is 0, or 2 with the reason on stderr."""
+    from trocr_jax.checkpoints.conversion import convert
+
+    try:
+        checkpoint = convert(
+            options.source,
+            options.output,
+            to=options.to,
+            dtype=options.dtype,
+            tokenizer=options.tokenizer,
+            dry_run=options.dry_run,
+        )
+    except (ValueError, OSError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+    done = "fits; nothing was written" if options.dry_run else f"written to {options.output}"
+    print(f"{checkpoint.path}: {checkpoint.kind}, {done}")
+    if checkpoint.kind == "fairseq" and options.tokenizer is None:
+        print("trocr-jax: no tokenizer was written: pass --tokenizer to be able to read text", file=sys.stderr)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from trocr_jax.checkpoints.conversion import inspect
+
+    try:
+        found = inspect(options.source)
+    except (ValueError, OSError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+    print(found)
+    return 0 if found.problem is None else 1
 
 
 def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:

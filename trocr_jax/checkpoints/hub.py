@@ -12,8 +12,10 @@ from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
 NATIVE_NAME = "flax_model.safetensors"
 TORCH_NAME = "model.safetensors"
 TORCH_INDEX_NAME = "model.safetensors.index.json"
+BIN_NAME = "pytorch_model.bin"
+BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 # What weights may be called, best first.
-WEIGHT_NAMES = (NATIVE_NAME, TORCH_NAME, TORCH_INDEX_NAME)
+WEIGHT_NAMES = (NATIVE_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
 
 _SMALL_FILES = (
     CONFIG_NAME,
@@ -41,7 +43,8 @@ def local_folder(
 ) -> pathlib.Path:
     """The folder of a checkpoint: `source` itself if it is one, else the hub repository "org/name", downloaded.
 
-    The options are huggingface_hub's. Of the weights one file is fetched: the native one, else safetensors. Raises
+    The options are huggingface_hub's. Of the weights one file is fetched: the native one, else safetensors,
+    else .bin. Raises
     FileNotFoundError or OSError saying what is wrong and what to do.
     """
     if pathlib.Path(source).is_dir():
@@ -108,10 +111,10 @@ def _download_weights(repo_id: str, folder: pathlib.Path, options: dict[str, Any
         except errors.EntryNotFoundError as error:
             missing = error
             continue
-        if name == TORCH_INDEX_NAME:
+        if name.endswith(".index.json"):
             for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
                 huggingface_hub.hf_hub_download(repo_id, shard, **options)
         return
     raise FileNotFoundError(
-        f"{repo_id} holds none of {list(WEIGHT_NAMES)}; save it as safetensors with transformers first"
+        f"{repo_id} holds none of {list(WEIGHT_NAMES)}: it is no model of transformers or of this library"
     ) from missing

@@ -1,4 +1,4 @@
-"""Weights on disk <-> canonical parameter trees: safetensors of transformers, and our native file. Nothing is executed.
+"""Weights on disk <-> canonical parameter trees: transformers' safetensors and .bin, and our native file.
 
 Loading is strict four ways: a missing, unexpected, duplicate or misshapen parameter is an error, and all of them are
 reported at once.
@@ -17,29 +17,25 @@ import safetensors
 import safetensors.numpy
 
 from trocr_jax.checkpoints import names
+from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.hub import NATIVE_NAME, WEIGHT_NAMES
 from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
-from trocr_jax.config import VisionEncoderDecoderConfig, read_json
+from trocr_jax.checkpoints.torch_reader import read_shards, read_torch_tensors
+from trocr_jax.config import VisionEncoderDecoderConfig
 
-# Formats of the reference that are read by no one here yet, for the error that names them.
-_OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
+# What wrappers put before every name: torch's DataParallel, Lightning and others, torch.compile.
+_TRAINER_PREFIXES = ("module.", "model.", "_orig_mod.")
 
 Params = dict[str, Any]
 
 
-class CheckpointError(ValueError):
-    """A checkpoint does not hold what its configuration asks for; the message lists every mismatch."""
-
-
 def find_weights(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The weights file that a folder is read from: the native one, else safetensors, else an index of shards."""
+    """The weights file that a folder is read from: the native one, else safetensors, else torch's .bin."""
     folder = pathlib.Path(folder)
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = [name for name in _OTHER_WEIGHTS if (folder / name).is_file()]
-    found = f"; it holds {others}, which is not read: save the model as safetensors with transformers" if others else ""
-    raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}{found}")
+    raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}")
 
 
 def load_params(
@@ -55,7 +51,7 @@ def load_params(
     if path.name == NATIVE_NAME:
         # A native file's names are the tree's own paths.
         return config, unflatten({tuple(name.split(".")): tensor for name, tensor in read_tensors(path).items()})
-    tensors = read_tensors(path)
+    tensors = without_trainer_prefix(read_tensors(path))
     config = _reconcile(config, tensors, path)
     return config, from_torch(tensors, names.table(config), path)
 
@@ -73,32 +69,31 @@ def load_part(folder: str | os.PathLike[str], entries: Iterable[Entry], abstract
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, or of the shards that an index lists."""
+    """All tensors of a safetensors or torch file, or of the shards that an index lists; nothing is executed."""
     if path.name.endswith(".index.json"):
-        return _read_shards(path)
+        return read_shards(path, read_tensors)
+    if path.suffix != ".safetensors":
+        return read_torch_tensors(path)
     try:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); download or export it again") from error
 
 
-def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
-    tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(weight_map.values())):
-        if pathlib.PurePath(shard).name != shard:
-            raise CheckpointError(f"{index} names the shard {shard!r}, which is not a file beside it")
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index} names the shard {shard!r}, which is missing; download it again")
-        content = read_tensors(index.parent / shard)
-        if twice := sorted(tensors.keys() & content.keys()):
-            raise CheckpointError(f"{index}: {twice} are stored in more than one shard")
-        tensors |= content
-    if lost := sorted(weight_map.keys() - tensors.keys()):
-        raise CheckpointError(f"{index} lists {lost}, which no shard holds")
-    return tensors
+def without_trainer_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a whole model without the word that a trainer put before every name, if there is one.
+
+    Raises CheckpointError for the adapters of a fine-tune, which are no model by themselves.
+    """
+    if any(".lora_" in name for name in tensors):
+        raise CheckpointError(
+            "the file holds LoRA adapters, not a model: merge them into their base first (peft: merge_and_unload)"
+        )
+    for prefix in _TRAINER_PREFIXES:
+        parts = tuple(f"{prefix}{part}" for part in ("encoder.", "decoder.", "enc_to_dec_proj."))
+        if tensors and all(name.startswith(parts) for name in tensors):
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def _reconcile(

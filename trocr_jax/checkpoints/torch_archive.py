@@ -27,7 +27,7 @@ class Archive:
         self.raw = raw
         try:
             directory = zipfile.ZipFile(file)
-        # What the standard library raises on damaged directories is not documented; these are what fuzzing found.
+        # What the standard library raises on damaged directories is documented in part only.
         except (zipfile.BadZipFile, struct.error, OSError, RuntimeError, LookupError, ArithmeticError) as error:
             raise ValueError(f"its zip directory is damaged ({error})") from error
         self.end = directory.start_dir

@@ -115,16 +115,19 @@ class Rebuilder:
     def __init__(self, file_size: int) -> None:
         # Shared and expanded tensors add up to more than the file; those of a hostile one could go on to petabytes.
         self.budget = growth_limit(file_size)
-        self.calls: dict[tuple[str, str], Call] = {
-            ("collections", "OrderedDict"): lambda args: NotImplemented if args else {},
-            ("collections", "defaultdict"): lambda args: NotImplemented if len(args) > 1 else {},
-            ("torch", "Size"): _size,
+        self._rebuilds: dict[tuple[str, str], Call] = {
             ("torch._utils", "_rebuild_tensor"): self.tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self.tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self.tensor_v3,
             ("torch._utils", "_rebuild_parameter"): _parameter,
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+        }
+        self.calls: dict[tuple[str, str], Call] = {
+            ("collections", "OrderedDict"): lambda args: NotImplemented if args else {},
+            ("collections", "defaultdict"): lambda args: NotImplemented if len(args) > 1 else {},
+            ("torch", "Size"): _size,
             ("torch._tensor", "_rebuild_from_type_v2"): self.from_type,
+            **self._rebuilds,
         }
 
     def tensor(self, args: tuple[Any, ...]) -> Any:
@@ -151,7 +154,8 @@ class Rebuilder:
         if len(args) != 4 or not all(isinstance(arg, Stub) for arg in args[:2]) or type(args[2]) is not tuple:
             raise ValueError("a tensor has no function, class and arguments")
         function, kind = args[:2]
-        rebuild = self.calls.get(function.symbol)
+        # Not from self.calls, which has this very function: it would recurse as deep as the file says.
+        rebuild = self._rebuilds.get(function.symbol)
         # Other classes may mean other numbers, as quantised ones do.
         return rebuild(args[2]) if rebuild and kind.symbol in _TENSOR_CLASSES else NotImplemented
 

@@ -1,0 +1,104 @@
+"""The eleven official models and their architectures.
+
+Facts from the hub's files and from transformers' converter (models/trocr/convert_trocr_unilm_to_pytorch.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trocr_jax.config import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
+
+_VIT: dict[str, Any] = {"image_size": 384, "patch_size": 16, "qkv_bias": False}
+_ENCODERS: Mapping[str, ViTConfig] = {
+    "small": DeiTConfig(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, image_size=384
+    ),
+    "base": ViTConfig(**_VIT),
+    "large": ViTConfig(**_VIT, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+}
+_ROBERTA = TrOCRConfig(is_decoder=True)
+_SINUSOIDAL = TrOCRConfig(
+    is_decoder=True,
+    max_position_embeddings=1024,
+    activation_function="relu",
+    layernorm_embedding=False,
+    scale_embedding=True,
+    use_learned_position_embeddings=False,
+    tie_word_embeddings=False,
+)
+_UNILM = TrOCRConfig(
+    is_decoder=True,
+    vocab_size=64044,
+    d_model=256,
+    decoder_layers=6,
+    decoder_attention_heads=8,
+    decoder_ffn_dim=1024,
+    activation_function="relu",
+    scale_embedding=True,
+    tie_word_embeddings=False,
+)
+_TOKENS: dict[str, Any] = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
+
+
+def _official(name: str, decoder: TrOCRConfig) -> VisionEncoderDecoderConfig:
+    encoder = _ENCODERS[name.split("-")[1]]
+    decoder = decoder.replace(cross_attention_hidden_size=encoder.hidden_size)
+    return VisionEncoderDecoderConfig(encoder=encoder, decoder=decoder, **_TOKENS)
+
+
+_DECODERS: Mapping[str, TrOCRConfig] = {
+    "trocr-small-stage1": _UNILM,
+    "trocr-small-handwritten": _UNILM,
+    "trocr-small-printed": _UNILM,
+    "trocr-base-stage1": _SINUSOIDAL,
+    "trocr-base-handwritten": _ROBERTA,
+    "trocr-base-printed": _ROBERTA,
+    "trocr-base-str": _ROBERTA,
+    "trocr-large-stage1": _SINUSOIDAL,
+    "trocr-large-handwritten": _ROBERTA,
+    "trocr-large-printed": _SINUSOIDAL,
+    "trocr-large-str": _ROBERTA,
+}
+# By their ids on the hub without "microsoft/".
+OFFICIAL: Mapping[str, VisionEncoderDecoderConfig] = {
+    name: _official(name, decoder) for name, decoder in _DECODERS.items()
+}
+
+
+def matching_models(config: VisionEncoderDecoderConfig) -> list[str]:
+    """Names of the official models with this architecture; several share one, and fine-tunes keep theirs.
+
+    Ids, dropout and initialisation say nothing about an architecture and are not compared; nor is the size of the
+    vocabulary, which fine-tunes extend.
+    """
+    wanted = architecture(config)
+    return [name for name, official in OFFICIAL.items() if architecture(official) == wanted]
+
+
+def architecture(config: VisionEncoderDecoderConfig) -> dict[str, Any]:
+    """The switches and sizes that decide which arithmetic a model does."""
+    encoder, decoder = config.encoder, config.decoder
+    return {
+        "encoder": encoder.model_type,
+        "encoder width": encoder.hidden_size,
+        "encoder layers": encoder.num_hidden_layers,
+        "encoder heads": encoder.num_attention_heads,
+        "encoder feed-forward": encoder.intermediate_size,
+        "image": encoder.image_shape,
+        "patch": encoder.patch_shape,
+        "qkv bias": encoder.qkv_bias,
+        "decoder width": decoder.d_model,
+        "decoder layers": decoder.decoder_layers,
+        "decoder heads": decoder.decoder_attention_heads,
+        "decoder feed-forward": decoder.decoder_ffn_dim,
+        "activation": decoder.activation_function,
+        "positions": "learned" if decoder.use_learned_position_embeddings else "sinusoidal",
+        "position table": decoder.max_position_embeddings,
+        "embedding norm": decoder.layernorm_embedding,
+        "scaled embeddings": decoder.scale_embedding,
+        "tied head": decoder.tie_word_embeddings,
+        "cross width": decoder.cross_attention_hidden_size,
+        "bridge": config.has_bridge,
+    }
