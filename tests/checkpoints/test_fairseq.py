@@ -299,7 +299,7 @@ def test_official_shapes_are_those_of_the_model(name):
 def test_roberta_decoders_do_not_follow_the_saved_arguments(pretrained):
     # Older code called today's roberta2 "roberta"; the tensors tell.
     arguments = {**official_arguments("trocr-base-handwritten"), "decoder_pretrained": pretrained}
-    arguments |= {"decoder_attention_heads": 8, "decoder_ffn_embed_dim": 2048}
+    arguments |= {"decoder_attention_heads": 8, "decoder_ffn_embed_dim": 2048, "decoder_normalize_before": True}
     conversion = fairseq.convert(official_state("trocr-base-handwritten"), arguments)
     assert conversion.config.decoder == OFFICIAL["trocr-base-handwritten"].decoder
     facts = decided(conversion)
@@ -510,6 +510,12 @@ def test_saved_arguments_must_not_contradict_the_tensors():
     stage1 = original_state(make_twin(kind_dict("stage1")).oracle)
     arguments = {**BASE_ARGUMENTS, **KINDS["stage1"][2], "decoder_attention_heads": 4, "decoder_learned_pos": True}
     assert "decoder_learned_pos is True, but the tensors say False" in refusal(stage1, arguments, **NARROW_HEADS)
+
+
+def test_learned_positions_without_a_norm_are_no_robertas(small):
+    state, arguments, options = small
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.layernorm_embedding")}
+    assert "decoder_learned_pos is False, but the tensors say True" in refusal(state, arguments, **options)
 
 
 @pytest.mark.parametrize("name", ["ape", "no_token_positional_embeddings", "decoder_normalize_before"])

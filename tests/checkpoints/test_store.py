@@ -92,7 +92,7 @@ def test_reads_shards(copy):
         ({**index["weight_map"], "more": "again.safetensors"}, "more than one shard"),
         ({**index["weight_map"], "more": shards[0].name}, "which no shard holds"),
         ({**index["weight_map"], first: "gone.safetensors"}, "which is missing"),
-        ({**index["weight_map"], first: "../up.safetensors"}, "not a file beside it"),
+        ({**index["weight_map"], first: "../up.safetensors"}, "not a weights file beside it"),
         ({**index["weight_map"], first: 3}, "no weight_map"),
         (None, "no weight_map"),
     ):
@@ -221,8 +221,8 @@ def test_damaged_files_are_named(copy, content):
 
 
 def test_folders_without_weights_or_configuration_are_named(copy):
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin"):
+    (copy / "model.safetensors").rename(copy / "tf_model.h5")
+    with pytest.raises(FileNotFoundError, match=r"holds none of.*model\.safetensors"):
         VisionEncoderDecoderModel.from_pretrained(copy)
     (copy / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):

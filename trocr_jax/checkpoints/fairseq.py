@@ -171,7 +171,7 @@ def saved_arguments(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _unwrapped(value: Any) -> Any:
     """The content of a stub: a Namespace's attributes, an omegaconf container's content or a node's value."""
-    for _ in range(8):  # stubs may go round in circles
+    for _ in range(4):  # stubs may go round in circles
         state = getattr(value, "state", None)
         if not isinstance(state, Mapping):
             break
@@ -262,7 +262,7 @@ def _is_tied(state: Mapping[str, np.ndarray]) -> bool:
     head, embedding = state.get(_HEAD), state.get(_EMBEDDING)
     if head is None or embedding is None:
         return head is None
-    return head.dtype == embedding.dtype and np.array_equal(head, embedding)
+    return np.array_equal(head, embedding)
 
 
 def _skeleton(tensor_names: Collection[str], is_tied: bool) -> VisionEncoderDecoderConfig:
@@ -537,7 +537,7 @@ def write_tokenizer(
         name, settings = "XLMRobertaTokenizer", _write_sentencepiece(target, models[0], vocab_size)
     else:
         name, settings = "RobertaTokenizer", _write_byte_level(target, files, dictionaries[0], vocab_size)
-    # 512 is the rows of the learned position tables, and what the hub's files say.
+    # 512 is RoBERTa's, and how many positions the learned tables have.
     write_json(target / tokenizer.CONFIG_NAME, {"tokenizer_class": name, "model_max_length": 512, **settings})
     return name
 
