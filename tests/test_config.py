@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import transformers
 
@@ -214,6 +215,47 @@ def test_a_files_unsupported_setting_is_an_error_that_can_be_switched_off():
     # A full file's neutral values are no obstacle.
     neutral = transformers.GenerationConfig(eos_token_id=2).to_dict()
     assert GenerationConfig.from_dict(neutral).resolve({}, prompt_length=1, max_positions=512).num_beams == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": True}, "num_beams is True"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan"),
+        ({"length_penalty": "x"}, "length_penalty is 'x'"),
+        ({"repetition_penalty": -1.0}, "above 0"),
+    ],
+)
+def test_values_of_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(eos_token_id=2).resolve(options, prompt_length=1, max_positions=64)
+
+
+def test_none_means_the_default_and_numpys_numbers_are_numbers():
+    settings = GenerationConfig(eos_token_id=np.int64(2), num_beams=4, repetition_penalty=1.5, suppress_tokens=5)
+    assert settings.eos_token_ids == (2,)
+    assert settings.suppress_tokens == (5,)
+    options = {"num_beams": None, "repetition_penalty": None, "length_penalty": None, "min_length": None}
+    found = settings.resolve({**options, "max_new_tokens": np.int64(7)}, prompt_length=1, max_positions=64)
+    assert (found.num_beams, found.repetition_penalty, found.length_penalty) == (1, 1.0, 1.0)
+    assert found.max_length == 8
+
+
+def test_misspelt_settings_are_refused_when_set():
+    with pytest.raises(ValueError, match="num_beam'"):
+        GenerationConfig().replace(num_beam=4)
+
+
+def test_a_length_of_20_survives_our_own_files():
+    settings = GenerationConfig(max_length=20, eos_token_id=2)
+    again = GenerationConfig.from_dict(settings.to_dict())
+    assert again.resolve({}, prompt_length=1, max_positions=64).max_length == 20
+
+
+def test_a_calls_min_length_wins_over_the_files():
+    settings = GenerationConfig(min_new_tokens=4, eos_token_id=2)
+    assert settings.resolve({"min_length": 9}, prompt_length=1, max_positions=64).min_length == 9
 
 
 def test_min_new_tokens_wins_over_min_length():

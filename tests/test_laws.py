@@ -51,6 +51,25 @@ def test_imports_go_one_way_and_never_to_torch():
     assert not wrong, "\n".join(wrong)
 
 
+def test_sideways_imports_are_the_listed_ones():
+    # Between parts of one level: search and files know the network, whole checkpoints know everything below them.
+    allowed = {
+        "modeling": set(),
+        "processing": {"checkpoints.hub"},
+        "decoding": {"modeling.model"},
+        "checkpoints": {"modeling.model", "processing.image", "processing.tokenizer", "processing.sentencepiece"},
+    }
+    found = {part: set() for part in allowed}
+    for part in allowed:
+        for path in LIBRARY.glob(f"{part}/*.py"):
+            names = {
+                module.removeprefix("trocr_jax.") for _, module in imports(path) if module.startswith("trocr_jax.")
+            }
+            found[part] |= {name for name in names if name.split(".")[0] in allowed.keys() - {part}}
+    found["checkpoints"].discard("processing")  # `from trocr_jax.processing import tokenizer`
+    assert not {part: names - allowed[part] for part, names in found.items() if names - allowed[part]}
+
+
 def test_modeling_and_search_do_not_know_each_other():
     for path in [*LIBRARY.glob("decoding/*.py"), *LIBRARY.glob("modeling/*.py")]:
         if path.name == "generate.py":

@@ -190,6 +190,32 @@ def test_wrong_arguments_are_named():
         VisionEncoderDecoderModel(encoder=ViTModel(ViTConfig(**TINY_ENCODER, image_size=32)))
 
 
+def test_what_jax_would_clamp_is_refused():
+    decoder = TrOCRForCausalLM(TrOCRConfig(**TINY_DECODER, max_position_embeddings=8))
+    ids = [[2, 5, 6]]
+    for arguments, message in (
+        ({"input_ids": [[2, 30]]}, "input_ids are int32 from 2 to 30"),
+        ({"input_ids": [[2, -100]]}, "0 to 29"),
+        ({"input_ids": ids, "labels": [[5, 6, 30]]}, "labels"),
+        ({"input_ids": ids, "labels": [[5, -5, 2]]}, "labels"),
+        ({"input_ids": [[2] * 9]}, "9 tokens are more than the 8"),
+        ({"input_ids": ids, "head_mask": np.ones((2, 2))}, "head_mask has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder(**arguments)
+    past = decoder([[2] * 6], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="9 tokens"):
+        decoder(ids, past_key_values=past)
+    with pytest.raises(ValueError, match="decoder_input_ids"):
+        VisionEncoderDecoderModel(default_twin().config, params=default_twin().params)(default_twin().pixels(1))
+
+
+def test_a_random_model_may_be_made_inside_jit():
+    decoder = TrOCRForCausalLM(TrOCRConfig(**TINY_DECODER))
+    inside = jax.jit(lambda ids: decoder(ids, return_dict=None).logits)(np.array([[2, 5]]))
+    np.testing.assert_allclose(decoder([[2, 5]]).logits, inside, atol=1e-6)
+
+
 def test_models_save_and_load(tmp_path):
     encoder = DeiTModel(DeiTConfig(**TINY_ENCODER, image_size=32), seed=1)
     decoder = TrOCRForCausalLM(TrOCRConfig(**TINY_DECODER, cross_attention_hidden_size=12), seed=2)

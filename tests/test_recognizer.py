@@ -161,8 +161,8 @@ def test_parts_fit_together(ocr):
 
 def test_logits_refuse_what_jax_would_clamp(ocr):
     pixels = ocr.processor(PATHS[:1]).pixel_values
-    for ids in ([[2, 512]], [[-1]], [[2] * 65]):
-        with pytest.raises(ValueError, match="0 to 511"):
+    for ids, message in (([[2, 512]], "0 to 511"), ([[-1]], "0 to 511"), ([[2] * 65], "T from 1 to 64")):
+        with pytest.raises(ValueError, match=message):
             ocr.logits(pixels, ids)
 
 
@@ -209,9 +209,65 @@ def test_unknown_options_are_errors(ocr):
         ocr(PATHS[0], batch_size=-1)
 
 
+def test_options_are_checked_before_an_image_is_opened(ocr):
+    with pytest.raises(ValueError, match="num_beam'"):
+        ocr(["nowhere.png"], num_beam=3)
+    with pytest.raises(ValueError, match="num_beam'"):
+        ocr([], num_beam=3)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ocr(PATHS, batch_size=0)
+
+
+def test_collections_of_every_kind_are_read(ocr):
+    expected = list(TEXTS.values())[:2]
+    for images in (tuple(PATHS[:2]), (path for path in PATHS[:2]), np.array(PATHS[:2]), iter(PATHS[:2])):
+        assert [line.text for line in ocr(images)] == expected
+    assert [line.text for line in ocr.stream(PATHS[0])] == expected[:1]
+    for images in (b"bytes", 5, {"a": 1}):
+        with pytest.raises(TypeError, match="pass a path"):
+            ocr(images)
+
+
+def test_damaged_weights_give_an_error_not_an_empty_line():
+    ocr = TrOCR.from_pretrained()
+    params = jax.tree.map(np.array, ocr.params)
+    params["decoder"]["layers_0"]["mlp"]["fc1"]["bias"][:] = np.nan
+    ocr._network.params = params
+    line = ocr(PATHS[0], num_beams=3)
+    assert line.finish_reason == "error"
+    assert "no text has a finite score" in line.error
+
+
+def test_parts_refuse_what_does_not_fit(ocr):
+    pixels = ocr.processor(PATHS[:2]).pixel_values
+    for call in (
+        lambda: ocr.encode(pixels[0]),
+        lambda: ocr.logits(pixels, [[2]]),
+        lambda: ocr.logits(pixels[:1], [[2], [3]]),
+        lambda: ocr.logits(pixels, [2, 2]),
+        lambda: ocr.logits(pixels, np.zeros((2, 0), int)),
+        lambda: ocr.generate(pixels, decoder_input_ids=[[2.7], [2.0]]),
+    ):
+        with pytest.raises(ValueError, match=r"shape|float64"):
+            call()
+
+
+def test_generation_settings_can_be_replaced(ocr):
+    settings = ocr.generation_config
+    try:
+        ocr.generation_config = settings.replace(max_length=4)
+        assert len(ocr(PATHS[0]).token_ids) == 3
+    finally:
+        ocr.generation_config = settings
+    pixels = ocr.processor(PATHS[:1]).pixel_values
+    found = ocr.generate(pixels, generation_config=settings.replace(max_length=6), return_dict_in_generate=True)
+    assert found.sequences.shape == (1, 6)
+
+
 def test_warmup_leaves_nothing_to_compile(ocr):
     options = {"num_beams": 3, "max_new_tokens": 20}
-    ocr.warmup(batch_sizes=[1, 5, 6], **options)
+    ocr.warmup(batch_sizes=[5, 6], **options)
+    ocr.warmup(batch_sizes=1, **options)
     before = run._cache_size()
     ocr(PATHS[:5], **options)
     ocr(PATHS[:1], **{**options, "length_penalty": 2.0})

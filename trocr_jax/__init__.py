@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trocr_jax.decoding.generate import GenerationOutput
     from trocr_jax.generation_config import GenerationConfig
     from trocr_jax.models import DeiTModel, TrOCRForCausalLM, VisionEncoderDecoderModel, ViTModel
+    from trocr_jax.processing.image import ImageError
     from trocr_jax.processing.processor import TrOCRProcessor
     from trocr_jax.recognizer import TrOCR
     from trocr_jax.results import Recognition
@@ -19,6 +20,7 @@ _HOMES = {
     "DeiTModel": "models",
     "GenerationConfig": "generation_config",
     "GenerationOutput": "decoding.generate",
+    "ImageError": "processing.image",
     "Recognition": "results",
     "TrOCR": "recognizer",
     "TrOCRConfig": "config",
@@ -35,6 +37,7 @@ __all__ = [
     "DeiTModel",
     "GenerationConfig",
     "GenerationOutput",
+    "ImageError",
     "Recognition",
     "TrOCR",
     "TrOCRConfig",

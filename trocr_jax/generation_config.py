@@ -8,14 +8,19 @@ the reference stops after 20 tokens.
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, TrOCRConfig, _Config, read_json
 
-DEFAULT_MAX_NEW_TOKENS = 128
+# With the start token 128, a length that caches are allocated for without a rest.
+DEFAULT_MAX_NEW_TOKENS = 127
 
 # The reference writes max_length 20 into every full config.json; it means "not set".
 _REFERENCE_DEFAULT_MAX_LENGTH = 20
@@ -42,6 +47,19 @@ _NEUTRAL: Mapping[str, Any] = {
     "sequence_bias": None,
     "stop_strings": None,
     "watermarking_config": None,
+}
+
+
+_LISTS = ("eos_token_id", "suppress_tokens")
+# Settings that are whole numbers, and their least values.
+_INTEGERS: Mapping[str, int] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "max_length": 1,
+    "max_new_tokens": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
 }
 
 
@@ -72,10 +90,24 @@ class GenerationConfig(_Config):
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("eos_token_id", "suppress_tokens"):
+        for name in _LISTS:
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                object.__setattr__(self, name, tuple(int(token) for token in value))
+            if isinstance(value, list | tuple | np.ndarray):
+                object.__setattr__(self, name, tuple(map(int, value)))
+            elif value is not None:
+                number = operator.index(value)
+                object.__setattr__(self, name, number if name == "eos_token_id" else (number,))
+
+    def replace(self, **changes: Any) -> GenerationConfig:
+        """A copy with the given settings changed; None means the default. Raises ValueError for an unknown one."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        unknown = sorted(name for name in changes if name not in fields and name not in _NEUTRAL)
+        if unknown:
+            raise ValueError(f"unknown generation options {unknown}; supported are {sorted(set(fields) - {'extra'})}")
+        known = {name: value for name, value in changes.items() if name in fields}
+        known = {name: fields[name].default if value is None else value for name, value in known.items()}
+        others = {name: value for name, value in changes.items() if name not in fields}
+        return dataclasses.replace(self, **{"extra": {**self.extra, **others}, **known})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GenerationConfig:
@@ -112,7 +144,11 @@ class GenerationConfig(_Config):
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and the extra keys."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name: value for name, value in super().to_dict().items() if value != defaults.get(name, ...)}
+        content = {name: value for name, value in super().to_dict().items() if value != defaults.get(name, ...)}
+        if content.get("max_length") == _REFERENCE_DEFAULT_MAX_LENGTH:
+            # A file's max_length of 20 would be read as not set.
+            content |= {"max_new_tokens": content.pop("max_length") - 1}
+        return content
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -143,21 +179,18 @@ class GenerationConfig(_Config):
         `prompt_length` counts the tokens given, `max_positions` the rows of the position table. Raises ValueError
         for an unknown option, a value out of range, or a length that the call asks for and the table cannot hold.
         """
-        supported = {field.name for field in dataclasses.fields(self)} - {"extra"}
-        unknown = sorted(name for name in options if name not in supported and name not in _NEUTRAL)
-        if unknown:
-            raise ValueError(f"unknown generation options {unknown}; supported are {sorted(supported)}")
         settings = self.replace(**options)
-        if "max_length" in options and "max_new_tokens" not in options:
-            settings = dataclasses.replace(settings, max_new_tokens=None)
+        # A call's total length wins over a file's number of new tokens.
+        for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if options.get(total) is not None and options.get(new) is None:
+                settings = settings.replace(**{new: None})
         refused = {k: v for k, v in settings.extra.items() if k in _NEUTRAL and v is not None and v != _NEUTRAL[k]}
         if refused:
             neutral = ", ".join(f"{name}={_NEUTRAL[name]!r}" for name in sorted(refused))
             raise ValueError(f"generation settings {refused} are not supported; switch them off with {neutral}")
         settings._check()
-        return settings._with_lengths(
-            prompt_length, max_positions + 1, is_asked=bool({"max_length", "max_new_tokens"} & options.keys())
-        )
+        is_asked = any(options.get(name) is not None for name in ("max_length", "max_new_tokens"))
+        return settings._with_lengths(prompt_length, max_positions + 1, is_asked=is_asked)
 
     def _with_lengths(self, prompt_length: int, limit: int, *, is_asked: bool) -> GenerationConfig:
         # The last token is never fed back, so a table of P rows serves sequences of P + 1 tokens. A file's or our own
@@ -185,18 +218,18 @@ class GenerationConfig(_Config):
 
     def _check(self) -> None:
         problems = []
-        for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("no_repeat_ngram_size", 0)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                problems.append(f"{name} is {getattr(self, name)!r}; it must be an int of at least {least}")
-        for name, least in (("max_length", 1), ("max_new_tokens", 1), ("min_length", 0), ("min_new_tokens", 0)):
+        for name, least in _INTEGERS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and (not is_integer or value < least):
                 problems.append(f"{name} is {value!r}; it must be an int of at least {least}")
-        if self.num_return_sequences > self.num_beams:
-            problems.append(f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}")
+        for name, bound in (("length_penalty", -math.inf), ("repetition_penalty", 0.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not math.isfinite(value) or not value > bound:
+                problems.append(f"{name} is {value!r}; it must be a finite number{' above 0' if bound == 0 else ''}")
         if self.early_stopping not in (False, True, "never"):
             problems.append(f"early_stopping is {self.early_stopping!r}; it must be False, True or 'never'")
-        if not self.repetition_penalty > 0:
-            problems.append(f"repetition_penalty is {self.repetition_penalty!r}; it must be above 0")
+        if not problems and self.num_return_sequences > self.num_beams:
+            problems.append(f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}")
         if problems:
             raise ValueError("; ".join(problems))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trocr_jax.checkpoints import names, store
+from trocr_jax.checkpoints import store
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.config import (
     CONFIG_NAME,
@@ -33,7 +33,7 @@ from trocr_jax.config import (
     read_json,
     write_json,
 )
-from trocr_jax.decoding.generate import GenerationOutput, generate
+from trocr_jax.decoding.generate import GenerationOutput, check_ids, generate
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, HeadMasks, causal_mask
@@ -140,13 +140,22 @@ class _Model:
     def params(self) -> Params:
         """The canonical parameter tree; assign another to change the weights."""
         if self._params is None:
-            self._params = self._init(jax.random.key(self._seed))
+            with jax.ensure_compile_time_eval():  # the first use may be inside a jitted function
+                self._params = self._init(jax.random.key(self._seed))
         return self._params
 
     @params.setter
     def params(self, params: Params) -> None:
         self._params = params
-        self.__dict__.pop("runtime", None)
+        for name in ("runtime", "_device_params"):
+            self.__dict__.pop(name, None)
+
+    @functools.cached_property
+    def _device_params(self) -> Params:
+        """`params` on the device, moved there once."""
+        params = self.params
+        with jax.ensure_compile_time_eval():
+            return jax.device_put(params)
 
     def _init(self, key: Array) -> Params:
         raise AssertionError("every wrapper has its own")
@@ -187,8 +196,8 @@ class ViTModel(_Model):
             whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
             return cls(whole.config.encoder, whole.params["encoder"], dtype=dtype)
         config = encoder_config_from_dict(content)
-        model = cls(config, dtype=dtype)
-        model.params = store.load_part(folder, names.encoder_table(config), model._abstract())
+        model = cls(config, store.load_encoder(folder, config), dtype=dtype)
+        store.check_shapes(model.params, model._abstract(), folder)
         return model
 
     def __call__(
@@ -197,18 +206,18 @@ class ViTModel(_Model):
         *,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """pixel_values [B, 3, height, width] -> last_hidden_state [B, S, E] and what else was asked for."""
-        found = _encode(
-            self.params,
+        found = encode(
+            self._device_params,
             jnp.asarray(pixel_values),
             module=self.module,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         output = BaseModelOutput(found.last_hidden_state, found.hidden_states, found.attentions)
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
 
 class DeiTModel(ViTModel):
@@ -244,8 +253,9 @@ class TrOCRForCausalLM(_Model):
         if content.get("model_type") == VisionEncoderDecoderConfig.model_type:
             whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
             return cls(whole.config.decoder, whole.params["decoder"], dtype=dtype)
-        model = cls(TrOCRConfig.from_dict(content), dtype=dtype)
-        model.params = store.load_part(folder, names.decoder_table(model.config), model._abstract())
+        config = TrOCRConfig.from_dict(content).replace(is_decoder=True)
+        model = cls(*store.load_decoder(folder, config), dtype=dtype)
+        store.check_shapes(model.params, model._abstract(), folder)
         return model
 
     def __call__(
@@ -262,7 +272,7 @@ class TrOCRForCausalLM(_Model):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
         """Logits of the next token at every position, and what else was asked for.
 
@@ -284,8 +294,9 @@ class TrOCRForCausalLM(_Model):
             "labels": labels,
         }
         given = {name: None if value is None else jnp.asarray(value) for name, value in arrays.items()}
+        self._check(given, past_key_values)
         output = _decode(
-            self.params,
+            self._device_params,
             given,
             past_key_values,
             module=self.module,
@@ -293,7 +304,28 @@ class TrOCRForCausalLM(_Model):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
+
+    def _check(self, given: Mapping[str, Array | None], past: PastKeyValues | None) -> None:
+        # JAX clamps what is out of range, silently, where torch raises an IndexError.
+        config = self.config
+        ids, labels = given["input_ids"], given["labels"]
+        if ids is not None:
+            check_ids("input_ids", ids, config.vocab_size)
+        if labels is not None:
+            check_ids("labels", labels, config.vocab_size, also=IGNORED_LABEL)
+        tokens = ids if ids is not None else given["inputs_embeds"]
+        assert tokens is not None
+        before = 0 if past is None or isinstance(past.length, jax.core.Tracer) else int(past.length)
+        if before + tokens.shape[1] > config.max_position_embeddings:
+            raise ValueError(
+                f"{before + tokens.shape[1]} tokens are more than the {config.max_position_embeddings} positions "
+                "that this model knows"
+            )
+        for name in ("head_mask", "cross_attn_head_mask"):
+            mask, shape = given[name], (config.decoder_layers, config.decoder_attention_heads)
+            if mask is not None and mask.shape != shape:
+                raise ValueError(f"{name} has shape {list(mask.shape)}; [layers, heads] = {list(shape)} was expected")
 
 
 class VisionEncoderDecoderModel(_Model):
@@ -326,6 +358,10 @@ class VisionEncoderDecoderModel(_Model):
         if self._generation_config is not None:
             return self._generation_config
         return GenerationConfig.from_model_config(self.config.to_dict())
+
+    @generation_config.setter
+    def generation_config(self, settings: GenerationConfig) -> None:
+        self._generation_config = settings
 
     def _init(self, key: Array) -> Params:
         params = dict(init_params(self.module, key))
@@ -372,7 +408,7 @@ class VisionEncoderDecoderModel(_Model):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Logits for given target tokens, and the loss where labels are given.
 
@@ -381,14 +417,17 @@ class VisionEncoderDecoderModel(_Model):
         `decoder_start_token_id` to become the decoder's input, unless decoder_input_ids are given, and -100 is not
         counted. Other arguments as in `TrOCRForCausalLM`.
         """
+        params = self._device_params
         encoded = self._encoded(pixel_values, encoder_outputs, output_attentions, output_hidden_states)
+        if labels is None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("pass decoder_input_ids, decoder_inputs_embeds or labels: there is nothing to decode")
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             start, pad = self.config.label_start_token_id, self.config.label_pad_token_id
             decoder_input_ids = shift_tokens_right(labels, pad, start)
         states = encoded.last_hidden_state
         if self.config.has_bridge:
-            states = _bridge(self.params["enc_to_dec_proj"], states, module=self.module)
-        decoder = TrOCRForCausalLM(self.config.decoder, self.params["decoder"], dtype=self.policy.name)
+            states = _bridge(params["enc_to_dec_proj"], states, module=self.module)
+        decoder = TrOCRForCausalLM(self.config.decoder, params["decoder"], dtype=self.policy.name)
         decoded = decoder(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -412,7 +451,7 @@ class VisionEncoderDecoderModel(_Model):
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
     def _encoded(
         self, pixel_values: Any, encoder_outputs: Any, output_attentions: bool, output_hidden_states: bool
@@ -424,30 +463,38 @@ class VisionEncoderDecoderModel(_Model):
             return BaseModelOutput(*parts)
         if pixel_values is None:
             raise ValueError("pass either pixel_values or encoder_outputs")
-        encoder = ViTModel(self.config.encoder, self.params["encoder"], dtype=self.policy.name)
+        encoder = ViTModel(self.config.encoder, self._device_params["encoder"], dtype=self.policy.name)
         output = encoder(pixel_values, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         assert isinstance(output, BaseModelOutput)
         return output
 
     def generate(
-        self, pixel_values: Any = None, *, return_dict_in_generate: bool = False, **arguments: Any
+        self,
+        pixel_values: Any = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        return_dict_in_generate: bool = False,
+        **arguments: Any,
     ) -> np.ndarray | GenerationOutput:
         """Token ids [B*R, length] for images, or the whole GenerationOutput with `return_dict_in_generate`.
 
-        `arguments` are encoder_hidden_states, encoder_attention_mask and decoder_input_ids, and any field of
-        GenerationConfig. The default length fits a line of text, where the reference stops after 20 tokens.
+        `generation_config` replaces the model's own settings; `arguments` are encoder_hidden_states,
+        encoder_attention_mask and decoder_input_ids, and any field of GenerationConfig. The default length fits a line
+        of text, where the reference stops after 20 tokens.
         """
         inputs = {
             name: arguments.pop(name, None)
             for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids")
         }
         model, params = self.runtime
-        output = generate(model, params, self.generation_config, pixel_values=pixel_values, options=arguments, **inputs)
+        settings = generation_config or self.generation_config
+        output = generate(model, params, settings, pixel_values=pixel_values, options=arguments, **inputs)
         return output if return_dict_in_generate else output.sequences
 
 
 @functools.partial(jax.jit, static_argnames=("module", "output_attentions", "output_hidden_states"))
-def _encode(params: Params, pixel_values: Array, *, module: Encoder, **outputs: bool) -> EncoderOutput:
+def encode(params: Params, pixel_values: Array, *, module: Encoder, **outputs: bool) -> EncoderOutput:
+    """What an encoder module computes with these parameters, compiled."""
     return apply(module, params, pixel_values, **outputs)
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.config import VisionEncoderDecoderConfig
-from trocr_jax.decoding.generate import GenerationOutput, bucket
+from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images
 from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
-from trocr_jax.models import VisionEncoderDecoderModel
+from trocr_jax.models import VisionEncoderDecoderModel, encode
 from trocr_jax.processing.image import ImageError, as_list, describe, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.results import Recognition
@@ -69,6 +70,10 @@ class TrOCR:
         """The checkpoint's generation settings, which a call's options go on top of."""
         return self._network.generation_config
 
+    @generation_config.setter
+    def generation_config(self, settings: GenerationConfig) -> None:
+        self._network.generation_config = settings
+
     @property
     def params(self) -> Mapping[str, Any]:
         """The canonical parameter tree, in the dtype of the file."""
@@ -97,51 +102,59 @@ class TrOCR:
         """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call."""
         if on_error not in ("return", "raise"):
             raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
-        tokenizer, size = self.processor.tokenizer, batch_size or default_batch_size()
-        if size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        del tokenizer  # asked for only so that a missing one is known before the first batch is read
-        return itertools.chain.from_iterable(self._read(batch, on_error, options) for batch in _batches(images, size))
+        size = default_batch_size() if batch_size is None else batch_size
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
+        # A missing tokenizer and wrong options are known before the first image is opened.
+        _ = self.processor.tokenizer
+        positions = self.config.decoder.max_position_embeddings
+        self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
+        batches = _batches([images] if is_single(images) else images, size)
+        return itertools.chain.from_iterable(self._read(batch, on_error, options) for batch in batches)
 
     def _read(self, images: Sequence[Any], on_error: OnError, options: Mapping[str, Any]) -> list[Recognition]:
-        results: list[Recognition | None] = []
+        """One result an image, in order; those that cannot be opened are left out of the batch."""
+        errors: dict[int, Recognition] = {}
         pixels = []
-        for image in images:
+        for i, image in enumerate(images):
             try:
                 pixels.append(self.processor.image_processor.pixels(image))
-                results.append(None)
             except ImageError as error:
                 if on_error == "raise":
                     raise
-                results.append(Recognition("", finish_reason="error", error=str(error), source=_source(image)))
-        if pixels:
-            read = iter(self._recognitions(self.generate(np.stack(pixels), **options), len(pixels)))
-            results = [next(read) if result is None else result for result in results]
-        return [
-            _with_source(result, _source(image))
-            for result, image in zip(results, images, strict=True)
-            if result is not None
-        ]
+                errors[i] = Recognition("", finish_reason="error", error=str(error), source=_source(image))
+        if not pixels:
+            return list(errors.values())
+        sources = [_source(image) for i, image in enumerate(images) if i not in errors]
+        read = iter(self._recognitions(self.generate(np.stack(pixels), **options), sources))
+        return [errors[i] if i in errors else next(read) for i in range(len(images))]
 
-    def _recognitions(self, output: GenerationOutput, batch: int) -> list[Recognition]:
+    def _recognitions(self, output: GenerationOutput, sources: Sequence[str | None]) -> list[Recognition]:
         """One an image, further hypotheses as its alternatives."""
-        first = output.sequences.shape[1] - output.token_log_probs.shape[1]
-        rows = []
-        for row, count in enumerate(output.num_tokens):
-            ids = output.sequences[row, first : first + count]
-            score = None if output.sequences_scores is None else float(output.sequences_scores[row])
-            rows.append(
-                Recognition(
-                    text=self.processor.decode(ids, skip_special_tokens=True),
-                    token_ids=tuple(int(i) for i in ids),
-                    token_log_probs=tuple(float(p) for p in output.token_log_probs[row, :count]),
-                    sequence_score=score,
-                    finish_reason="length" if output.is_truncated[row] else "eos",
-                )
-            )
-        per_image = len(rows) // batch
-        groups = [rows[i : i + per_image] for i in range(0, len(rows), per_image)]
-        return [_with_alternatives(group) for group in groups]
+        per_image = len(output.num_tokens) // len(sources)
+        results = []
+        for i, source in enumerate(sources):
+            rows = [self._recognition(output, row, source) for row in range(i * per_image, (i + 1) * per_image)]
+            # A hypothesis without tokens is a slot that the search could not fill.
+            others = tuple(row for row in rows[1:] if row.token_ids)
+            results.append(dataclasses.replace(rows[0], alternatives=others))
+        return results
+
+    def _recognition(self, output: GenerationOutput, row: int, source: str | None) -> Recognition:
+        count = int(output.num_tokens[row])
+        if count == 0:
+            error = "no text has a finite score: the weights are damaged, or the options forbid every text"
+            return Recognition("", finish_reason="error", error=error, source=source)
+        start = output.sequences.shape[1] - output.token_log_probs.shape[1]
+        ids = output.sequences[row, start : start + count]
+        return Recognition(
+            text=self.processor.tokenizer.decode(ids, skip_special_tokens=True),
+            token_ids=tuple(int(i) for i in ids),
+            token_log_probs=tuple(float(p) for p in output.token_log_probs[row, :count]),
+            sequence_score=None if output.sequences_scores is None else float(output.sequences_scores[row]),
+            finish_reason="length" if output.is_truncated[row] else "eos",
+            source=source,
+        )
 
     def generate(
         self,
@@ -158,6 +171,7 @@ class TrOCR:
         encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue. `options` are
         fields of GenerationConfig; R is num_return_sequences. Raises ValueError before anything is compiled.
         """
+        options.pop("return_dict_in_generate", None)  # it always is one
         output = self._network.generate(
             pixel_values,
             return_dict_in_generate=True,
@@ -172,24 +186,27 @@ class TrOCR:
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""
         model, params = self._network.runtime
-        return _encode(params, pixel_values, model=model)
+        images = check_images(model, pixel_values)
+        return encode(params["encoder"], images, module=Encoder(model.config.encoder, model.policy)).last_hidden_state
 
     def logits(self, pixel_values: Any, decoder_input_ids: Any) -> jax.Array:
         """Logits [B, T, V] of the token behind each of decoder_input_ids [B, T]; pads are tokens like any other."""
         model, params = self._network.runtime
-        ids = np.asarray(decoder_input_ids)
-        decoder = self.config.decoder
-        if ids.min() < 0 or ids.max() >= decoder.vocab_size or ids.shape[1] > decoder.max_position_embeddings:
+        images, ids = check_images(model, pixel_values), np.asarray(decoder_input_ids)
+        positions = self.config.decoder.max_position_embeddings
+        if ids.ndim != 2 or len(ids) != len(images) or not 0 < ids.shape[1] <= positions:
             raise ValueError(
-                f"decoder_input_ids of shape {list(ids.shape)} range from {ids.min()} to {ids.max()}; this model takes "
-                f"up to {decoder.max_position_embeddings} ids from 0 to {decoder.vocab_size - 1}"
+                f"decoder_input_ids have shape {list(ids.shape)}; [{len(images)}, T] was expected, "
+                f"T from 1 to {positions}"
             )
-        return _logits(params, pixel_values, ids, model=model)
+        check_ids("decoder_input_ids", ids, self.config.decoder.vocab_size)
+        return _logits(params, images, ids, model=model)
 
-    def warmup(self, *, batch_sizes: Iterable[int] = (1,), **options: Any) -> None:
+    def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
         encoder = self.config.encoder
-        for size in sorted({bucket(size) for size in batch_sizes}):
+        sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
+        for size in sorted({bucket(size) for size in sizes}):
             shape = (size, encoder.num_channels, *encoder.image_shape)
             self.generate(np.zeros(shape, np.float32), **options)
 
@@ -197,11 +214,6 @@ class TrOCR:
 def default_batch_size() -> int:
     """Images a batch where none is asked for: 8 on CPU, 64 on GPU and TPU."""
     return 8 if jax.default_backend() == "cpu" else 64
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _encode(params: Mapping[str, Any], pixel_values: jax.Array, *, model: VisionEncoderDecoder) -> jax.Array:
-    return apply(model, params, pixel_values, method="encode").last_hidden_state
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -219,13 +231,3 @@ def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _source(image: Any) -> str | None:
     return describe(image) if isinstance(image, str | os.PathLike) else None
-
-
-def _with_source(result: Recognition, source: str | None) -> Recognition:
-    alternatives = tuple(_with_source(alternative, source) for alternative in result.alternatives)
-    return dataclasses.replace(result, source=source, alternatives=alternatives)
-
-
-def _with_alternatives(hypotheses: Sequence[Recognition]) -> Recognition:
-    # A slot without tokens was filled by no hypothesis.
-    return dataclasses.replace(hypotheses[0], alternatives=tuple(h for h in hypotheses[1:] if h.token_ids))

@@ -180,6 +180,7 @@ def test_a_tied_head_may_be_left_out_and_another_head_is_kept():
     state["decoder.output_projection.weight"][-1, -1] += 1
     conversion = fairseq.convert(state, arguments, **overrides)
     assert not conversion.config.decoder.tie_word_embeddings
+    assert "decoder.output_projection.weight" not in conversion.dropped
     head = conversion.tensors["decoder.output_projection.weight"]
     assert head is state.pop("decoder.output_projection.weight")
     assert fairseq.convert(state, arguments, **overrides).config.decoder.tie_word_embeddings

@@ -296,6 +296,7 @@ PICKLES = {
     "huge integer as a key": (b"\x80\x02}" + integer(2**70) + b"K\x01s.", "a int as a key"),
     "deep tuple as a key": (b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.", "a tuple as a key"),
     "laughing tuple as a key": (b"\x80\x02})" + b"2\x86" * 64 + b"K\x01s.", "a tuple as a key"),
+    "wide tuple as a key": (b"\x80\x02}(" + b"N" * 65 + b"tK\x01s.", "a tuple as a key"),
     "list in a set": (b"\x80\x04\x8f(]\x90.", "adds to"),
     "list in a frozenset": (b"\x80\x04(]\x91.", "adds to"),
     "key of a list": (b"\x80\x02]K\x01K\x02s.", "sets a key of a list"),
@@ -340,6 +341,20 @@ def test_odd_pickles_take_little(tmp_path, content):
         assert isinstance(loaded, Stub | tuple | list | None)
     finally:
         tracemalloc.stop()
+
+
+def test_names_of_arguments_are_recorded_and_not_passed_on(tmp_path):
+    content = b"\x80\x04" + global_("collections", "OrderedDict") + b")}" + text("a") + b"K\x01s\x92."
+    made = read(zipped(tmp_path / "file.bin", content))
+    assert isinstance(made, Stub)
+    assert (made.args, made.kwargs) == ((), {"a": 1})
+
+
+def test_long_pickles_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("trocr_jax.checkpoints.torch_reader.MAX_BYTES", 120)
+    assert_refused(zipped(tmp_path / "file.bin", state_dict(w=tensor())), "more than 120 bytes")
+    (tmp_path / "older.bin").write_bytes(pickles.older(OLDER, {"0": (6, pickles.SIX)}))
+    assert_refused(tmp_path / "older.bin", "expected|exhausted")
 
 
 def patched(path, place, new):

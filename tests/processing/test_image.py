@@ -216,7 +216,7 @@ def test_trocr_dialects_read_as_written():
         ({"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' is not supported"),
         ({"size": {"shortest_edge": 224}}, "size is {'shortest_edge': 224}"),
         ({"size": 3.5}, "size is 3.5"),
-        ({"crop_size": "small"}, "crop_size is 'small'"),
+        ({"size": 8, "crop_size": "small"}, "crop_size is 'small'"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(content, message, tmp_path):

@@ -221,3 +221,27 @@ def test_the_reference_reads_what_is_saved(processor, oracle, tmp_path):
 def test_only_the_parts_that_there_are_get_saved(tmp_path):
     TrOCRProcessor(ImageProcessor()).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+
+
+def test_what_transformers_5_saves_is_read(oracle, processor, tmp_path):
+    # It writes the image settings into processor_config.json and no preprocessor_config.json.
+    oracle.save_pretrained(tmp_path)
+    assert (tmp_path / "processor_config.json").is_file()
+    assert not (tmp_path / "preprocessor_config.json").is_file()
+    for source in (tmp_path, tmp_path / "processor_config.json"):
+        loaded = TrOCRProcessor.from_pretrained(source)
+        assert loaded.image_processor == processor.image_processor
+        assert loaded.tokenizer("a b").input_ids == processor.tokenizer("a b").input_ids
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match=r"config\.json.*does not describe an image processor"):
+        TrOCRProcessor.from_pretrained(tmp_path / "config.json")
+
+
+def test_rows_are_never_joined(processor):
+    rows = [processor.tokenizer(text).input_ids for text in ("one", "two words")]
+    assert processor.decode(rows, skip_special_tokens=True) == ["one", "two words"]
+    array = processor.tokenizer(["one", "two words"], padding=True, return_tensors="np").input_ids
+    assert processor.decode(array, skip_special_tokens=True) == ["one", "two words"]

@@ -26,7 +26,7 @@ from trocr_jax.checkpoints.torch_reader import read_torch, tensors
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, VisionEncoderDecoderConfig, write_json
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params
-from trocr_jax.processing.image import PREPROCESSOR_NAME
+from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
 from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
 
 Target = Literal["flax", "torch"]
@@ -68,7 +68,7 @@ def load_checkpoint(
     ignored = {} if path.name == NATIVE_NAME else _ignored(store.without_trainer_prefix(store.read_tensors(path)))
 
     def copy_small_files(target: pathlib.Path) -> None:
-        for name in (PREPROCESSOR_NAME, *TOKENIZER_NAMES):
+        for name in (PREPROCESSOR_NAME, PROCESSOR_NAME, *TOKENIZER_NAMES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
 

@@ -21,6 +21,7 @@ _SMALL_FILES = (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -47,7 +48,7 @@ def local_folder(
     else .bin. Raises
     FileNotFoundError or OSError saying what is wrong and what to do.
     """
-    if pathlib.Path(source).is_dir():
+    if os.fspath(source) and pathlib.Path(source).is_dir():
         return pathlib.Path(source)
     repo_id = os.fspath(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or repo_id.startswith("."):

@@ -21,7 +21,7 @@ from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.hub import NATIVE_NAME, WEIGHT_NAMES
 from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
 from trocr_jax.checkpoints.torch_reader import read_shards, read_torch_tensors
-from trocr_jax.config import VisionEncoderDecoderConfig
+from trocr_jax.config import TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
 
 # What wrappers put before every name: torch's DataParallel, Lightning and others, torch.compile.
 _TRAINER_PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -48,24 +48,31 @@ def load_params(
     Raises CheckpointError if names or shapes do not fit, FileNotFoundError if there are no weights.
     """
     path = find_weights(folder)
-    if path.name == NATIVE_NAME:
-        # A native file's names are the tree's own paths.
-        return config, unflatten({tuple(name.split(".")): tensor for name, tensor in read_tensors(path).items()})
-    tensors = without_trainer_prefix(read_tensors(path))
-    config = _reconcile(config, tensors, path)
-    return config, from_torch(tensors, names.table(config), path)
+    tensors = read_tensors(path)
+    if path.name != NATIVE_NAME:
+        tensors = without_trainer_prefix(tensors)
+        config = _reconcile(config, tensors, path)
+    return config, _tree(tensors, names.table(config), path)
 
 
-def load_part(folder: str | os.PathLike[str], entries: Iterable[Entry], abstract: Mapping[str, Any]) -> Params:
-    """The canonical tree of an encoder or decoder saved on its own, checked against its abstract tree."""
+def load_encoder(folder: str | os.PathLike[str], config: ViTConfig) -> Params:
+    """The canonical tree of an encoder saved on its own; errors as in `load_params`."""
+    path = find_weights(folder)
+    return _tree(read_tensors(path), names.encoder_table(config), path)
+
+
+def load_decoder(folder: str | os.PathLike[str], config: TrOCRConfig) -> tuple[TrOCRConfig, Params]:
+    """(configuration, canonical tree) of a decoder saved on its own; changes and errors as in `load_params`."""
     path = find_weights(folder)
     tensors = read_tensors(path)
-    if path.name == NATIVE_NAME:
-        params = unflatten({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
-    else:
-        params = from_torch(tensors, entries, path)
-    check_shapes(params, abstract, path)
-    return params
+    config = _untied_if_different(config, tensors, path, prefix="")
+    return config, _tree(tensors, names.decoder_table(config), path)
+
+
+def _tree(tensors: Mapping[str, np.ndarray], entries: Iterable[Entry], path: pathlib.Path) -> Params:
+    if path.name == NATIVE_NAME:  # whose names are the tree's own paths
+        return unflatten({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
+    return from_torch(tensors, entries, path)
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -102,16 +109,25 @@ def _reconcile(
     if config.has_bridge and "enc_to_dec_proj.weight" not in tensors:
         decoder = config.decoder.replace(cross_attention_hidden_size=config.encoder.hidden_size)
         config = config.replace(decoder=decoder)
-    head, embedding = tensors.get(names.TIED_HEAD), tensors.get(names.EMBEDDING)
-    is_stored_twice = config.decoder.tie_word_embeddings and head is not None and embedding is not None
-    if is_stored_twice and not np.array_equal(head, embedding):  # type: ignore[arg-type]
-        warnings.warn(
-            f"{path}: the configuration ties the head to the embeddings, but the file holds two different matrices; "
-            "they are kept apart, as transformers does",
-            stacklevel=2,
-        )
-        config = config.replace(decoder=config.decoder.replace(tie_word_embeddings=False))
-    return config
+    decoder = _untied_if_different(config.decoder, tensors, path, prefix="decoder.")
+    return config.replace(decoder=decoder)
+
+
+def _untied_if_different(
+    config: TrOCRConfig, tensors: Mapping[str, np.ndarray], path: pathlib.Path, *, prefix: str
+) -> TrOCRConfig:
+    # names.py lists whole models' names; a decoder on its own has them without the first word.
+    head, embedding = (
+        tensors.get(prefix + name.removeprefix("decoder.")) for name in (names.TIED_HEAD, names.EMBEDDING)
+    )
+    if not config.tie_word_embeddings or head is None or embedding is None or np.array_equal(head, embedding):
+        return config
+    warnings.warn(
+        f"{path}: the configuration ties the head to the embeddings, but the file holds two different matrices; "
+        "they are kept apart, as transformers does",
+        stacklevel=2,
+    )
+    return config.replace(tie_word_embeddings=False)
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], entries: Iterable[Entry], source: str | os.PathLike[str]) -> Params:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 MAX_DEPTH = 100  # containers within containers; repr and json give up at about 1,000
@@ -83,7 +83,7 @@ def _height(value: Any, heights: Mapping[int, int]) -> int:
 
 def _parts(value: Any) -> list[Any]:
     """The stubs and the containers that are not empty directly within a container or stub."""
-    parts: Iterable[Any] = ()
+    parts: Any = ()
     if isinstance(value, Stub):
         parts = (value.args, value.kwargs, value.callee, value.state, value.items, value.entries)
     elif isinstance(value, dict):

@@ -86,7 +86,7 @@ def generate(
     """
     if (pixel_values is None) == (encoder_hidden_states is None):
         raise ValueError("pass either pixel_values or encoder_hidden_states")
-    images = _checked_images(model, pixel_values, encoder_hidden_states)
+    images = check_images(model, pixel_values, encoder_hidden_states)
     batch, vocab_size = images.shape[0], model.config.decoder.vocab_size
     settings = settings.replace(**{k: v for k, v in (options or {}).items() if k == "decoder_start_token_id"})
     prompt = _checked_prompt(decoder_input_ids, batch, vocab_size, settings)
@@ -106,7 +106,7 @@ def generate(
         inputs,
         _search_options(settings, np.arange(rows) < batch, vocab_size),
         model=model,
-        num_beams=settings.num_beams,
+        num_beams=int(settings.num_beams),
         length=min(length_bucket(settings.max_length or 0), model.config.decoder.max_position_embeddings + 1),
     )
     return _output(jax.device_get(found), batch, prompt.shape[1], settings)
@@ -183,11 +183,13 @@ def _output(found: Hypotheses, batch: int, prompt_length: int, settings: Generat
         sequences_scores=rows(found.scores) if settings.num_beams > 1 else None,
         token_log_probs=rows(found.token_log_probs)[:, prompt_length:length],
         num_tokens=num_tokens,
-        is_truncated=~np.isin(last, settings.eos_token_ids),
+        # A slot that no hypothesis filled has not ended either, whatever its prompt ends with.
+        is_truncated=(num_tokens == 0) | ~np.isin(last, settings.eos_token_ids),
     )
 
 
-def _checked_images(model: VisionEncoderDecoder, pixel_values: Any, encoder_hidden_states: Any) -> Any:
+def check_images(model: VisionEncoderDecoder, pixel_values: Any, encoder_hidden_states: Any = None) -> Any:
+    """pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E], as an array; ValueError if misshapen."""
     encoder = model.config.encoder
     if pixel_values is not None:
         name, given = "pixel_values", _array(pixel_values)
@@ -217,18 +219,30 @@ def _checked_prompt(ids: Any, batch: int, vocab_size: int, settings: GenerationC
     prompt = start if ids is None else np.asarray(ids)
     if prompt.ndim != 2 or prompt.shape[0] != batch or prompt.shape[1] == 0:
         raise ValueError(f"decoder_input_ids have shape {list(prompt.shape)}; [{batch}, P] was expected, P at least 1")
-    if prompt.min() < 0 or prompt.max() >= vocab_size:
-        raise ValueError(
-            f"decoder_input_ids range from {prompt.min()} to {prompt.max()}; "
-            f"this model's tokens are 0 to {vocab_size - 1}"
-        )
+    check_ids("decoder_input_ids", prompt, vocab_size)
     # As in the reference, a prompt none of whose rows begins with the start token gets it in front.
     needs_start = bool(np.all(prompt[:, 0] != settings.start_token_id))
     return (np.concatenate([start, prompt], axis=1) if needs_start else prompt).astype(np.int32)
 
 
+def check_ids(name: str, ids: Any, vocab_size: int, *, also: int | None = None) -> None:
+    """Raises ValueError unless all ids are tokens (or `also`): JAX would clamp others silently. Tracers pass."""
+    if isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)
+    is_token = (ids >= 0) & (ids < vocab_size)
+    if not np.issubdtype(ids.dtype, np.integer) or not np.all(is_token | (ids == also)):
+        raise ValueError(
+            f"{name} are {ids.dtype} from {ids.min()} to {ids.max()}; this model's tokens are 0 to {vocab_size - 1}"
+        )
+
+
 def _array(values: Any) -> Any:
-    return values if isinstance(values, jax.Array | np.ndarray) else np.asarray(values)
+    if isinstance(values, jax.Array | np.ndarray):
+        return values
+    if hasattr(values, "detach"):  # a torch tensor: numpy cannot take one of bfloat16 or with gradients
+        values = values.detach().cpu().float()
+    return np.asarray(values)
 
 
 def _pad_rows(values: Any, rows: int) -> Any:

@@ -127,6 +127,7 @@ def prepare(params: Params, model: VisionEncoderDecoder) -> tuple[VisionEncoderD
 
     Queries, keys and values lie in one kernel, kernels in the layout of `Policy`, matrices in the operand dtype and
     all else in the result dtype; a tied head is the embedding table itself, not a copy where their dtypes agree.
+    On CPU the tree may share memory with numpy arrays given: do not write into those afterwards.
     """
     policy = prepared(model.policy)
     # Arrays on the host are rearranged there: hundreds of small programs would have to be compiled first.
@@ -197,4 +198,4 @@ class _Layout:
         return jax.tree.map(lambda leaf: self.cast(leaf, self.policy.result), dict(branch))
 
     def cast(self, leaf: Any, dtype: Any) -> Any:
-        return leaf.astype(jnp.dtype(dtype))
+        return leaf.astype(jnp.dtype(dtype), copy=False)

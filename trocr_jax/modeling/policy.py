@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +45,13 @@ BFLOAT16 = Policy("bfloat16", operand="bfloat16", precision=lax.Precision.DEFAUL
 _POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16)}
 
 
-def get_policy(dtype: str) -> Policy:
-    """The policy of a name: "float32" (strict), "bfloat16", "float64" (where x64 is on) or "auto".
+def get_policy(dtype: Any) -> Policy:
+    """The policy of a dtype or its name: "float32" (strict), "bfloat16", "float64" (where x64 is on) or "auto".
 
     "auto" is float32 on CPU, where most machines have no fast bfloat16 product, and bfloat16 on GPU and TPU.
     """
+    if not isinstance(dtype, str):
+        dtype = jnp.dtype(dtype).name
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in _POLICIES:

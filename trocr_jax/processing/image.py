@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from trocr_jax.config import read_json, write_json
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
+# Where transformers 5 keeps the same settings, one level down, when it saves a whole processor.
+PROCESSOR_NAME = "processor_config.json"
 
 ImageInput = "str | os.PathLike[str] | Image.Image | np.ndarray"
 
@@ -57,6 +59,9 @@ class ImageProcessor:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ImageProcessor:
         """The processor that a preprocessor_config.json describes, in its old and new dialects."""
+        content = content.get("image_processor", content)
+        if not {"size", "image_processor_type", "feature_extractor_type"} & content.keys():
+            raise ValueError("it does not describe an image processor: it has neither size nor image_processor_type")
         kind = content.get("image_processor_type") or content.get("feature_extractor_type") or "ViTImageProcessor"
         kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
         if kind not in _DEFAULTS:
@@ -74,8 +79,9 @@ class ImageProcessor:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:
         """The processor of a checkpoint folder, or of the JSON file given."""
-        path = pathlib.Path(folder)
-        path = path / PREPROCESSOR_NAME if path.is_dir() else path
+        path = find_settings(folder)
+        if path is None:
+            raise FileNotFoundError(f"{os.fspath(folder)} holds no {PREPROCESSOR_NAME}")
         try:
             return cls.from_dict(read_json(path))
         except ValueError as error:
@@ -97,7 +103,10 @@ class ImageProcessor:
 
     def __call__(self, images: Any) -> np.ndarray:
         """One image or a sequence of them -> float32 [B, 3, height, width]. Raises ImageError."""
-        return np.stack([self.pixels(image) for image in as_list(images)])
+        pixels = [self.pixels(image) for image in as_list(images)]
+        if not pixels:
+            raise ValueError("there are no images: pass at least one")
+        return np.stack(pixels)
 
     def pixels(self, image: Any) -> np.ndarray:
         """One image (path, PIL image or array) -> float32 [3, height, width]. Raises ImageError."""
@@ -116,11 +125,19 @@ class ImageProcessor:
         return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)  # [height, width, 3] -> [3, height, width]
 
 
+def find_settings(folder: str | os.PathLike[str]) -> pathlib.Path | None:
+    """The file that a checkpoint folder's image settings are read from; a file given is that file itself."""
+    path = pathlib.Path(folder)
+    places = [path / PREPROCESSOR_NAME, path / PROCESSOR_NAME] if path.is_dir() else [path]
+    return next((place for place in places if place.is_file()), None)
+
+
 def as_list(images: Any) -> list[Any]:
     """A single image as a list of one; a sequence, or a 4-D array, as a list of its images."""
     if is_single(images):
         return [images]
-    if isinstance(images, Sequence) or (hasattr(images, "ndim") and images.ndim == 4):
+    is_scalar = isinstance(images, bytes | Mapping) or getattr(images, "ndim", 1) == 0
+    if isinstance(images, Iterable) and not is_scalar:
         return list(images)
     raise TypeError(
         f"images are given as {type(images).__name__}; pass a path, a PIL image, an array or a list of them"
@@ -170,6 +187,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image.copy()  # the file behind it is about to be closed
+    if image.mode == "F" and np.asarray(image).max() > 1:
+        return image.convert("L").convert("RGB")  # Pillow's own reading of floats: 0 to 255
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_array(np.asarray(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -197,6 +216,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     low, high = array.min(), array.max()
+    if array.dtype.name == "bfloat16":  # which numpy does not count among its floats
+        array = array.astype(np.float32)
     if np.issubdtype(array.dtype, np.floating):
         if not (low >= 0 and high <= 1):
             raise ValueError(f"its floats range from {low} to {high}; pass floats in [0, 1] or uint8 in [0, 255]")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trocr_jax.checkpoints.hub import local_folder
-from trocr_jax.processing.image import PREPROCESSOR_NAME, ImageProcessor
+from trocr_jax.processing.image import PREPROCESSOR_NAME, ImageProcessor, find_settings
 from trocr_jax.processing.tokenizer import Encoding, TrOCRTokenizer, as_array
 
 
@@ -34,8 +34,8 @@ class TrOCRProcessor:
         path = pathlib.Path(source)
         folder = path.parent if path.is_file() else local_folder(source, with_weights=False, **hub_options)
         processor = cls()
-        settings = path if path.is_file() else folder / PREPROCESSOR_NAME
-        if settings.is_file():
+        settings = find_settings(path if path.is_file() else folder)
+        if settings is not None:
             processor._image_processor = ImageProcessor.from_pretrained(settings)
         else:
             processor._missing["image_processor"] = f"{folder} holds no {PREPROCESSOR_NAME}"
@@ -101,8 +101,8 @@ class TrOCRProcessor:
         finally:
             self._is_target = False
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one row of ids."""
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of one row of ids; a list of texts for several rows."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:

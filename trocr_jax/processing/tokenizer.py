@@ -58,6 +58,7 @@ class TrOCRTokenizer:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.config = dict(config or {})
+        self._truncating_copies: dict[int, Tokenizer] = {}
         backend.no_padding()
         backend.no_truncation()
 
@@ -133,8 +134,7 @@ class TrOCRTokenizer:
                 raise ValueError("truncation and padding to max_length need max_length=")
         backend = self.backend
         if truncation and max_length is not None:
-            backend = Tokenizer.from_str(backend.to_str())
-            backend.enable_truncation(max_length)
+            backend = self._truncating(max_length)
         ids: list[list[Any]] = [
             encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         ]
@@ -148,9 +148,20 @@ class TrOCRTokenizer:
             return Encoding({name: as_array(rows, return_tensors) for name, rows in content.items()})
         return Encoding({name: rows[0] if is_single else rows for name, rows in content.items()})
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one row of ids, as it is; ids that no token has are left out."""
-        ids = [int(i) for i in np.asarray(token_ids, dtype=np.int64).reshape(-1)]
+    def _truncating(self, max_length: int) -> Tokenizer:
+        # A copy, made once, since the setting is the backend's own and calls may come from several threads.
+        if max_length not in self._truncating_copies:
+            copy = Tokenizer.from_str(self.backend.to_str())
+            copy.enable_truncation(max_length)
+            self._truncating_copies[max_length] = copy
+        return self._truncating_copies[max_length]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of one row of ids as it is, or a list of texts for several; ids that no token has are left out."""
+        array = np.asarray(token_ids, dtype=np.int64) if not _is_ragged(token_ids) else None
+        if array is None or array.ndim > 1:
+            return self.batch_decode(token_ids, skip_special_tokens=skip_special_tokens)
+        ids = [int(i) for i in array.reshape(-1)]
         return self.backend.decode([i for i in ids if i >= 0], skip_special_tokens=skip_special_tokens)
 
     def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
@@ -206,6 +217,10 @@ class TrOCRTokenizer:
     def mask_token_id(self) -> int | None:
         """Id of the mask token, which TrOCR does not use."""
         return self._id("mask_token")
+
+
+def _is_ragged(token_ids: Any) -> bool:
+    return isinstance(token_ids, list | tuple) and any(isinstance(row, list | tuple | np.ndarray) for row in token_ids)
 
 
 def as_array(rows: Any, kind: str) -> Any:
