@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 
-# One thread pool each for two frameworks on two cores is slower than none, and nothing here may reach a network.
+# Nothing here may reach a network, and several workers that each use all cores slow each other down.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax

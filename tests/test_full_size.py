@@ -41,13 +41,14 @@ def test_official_configuration_equals_the_oracle(name):
     params = store.from_torch({k: v.numpy() for k, v in oracle.state_dict().items()}, names.table(config), name)
     twin = Twin(oracle, config, params)
     model = VisionEncoderDecoderModel(config, params=params)
-    pixels = twin.pixels(2, seed=1)
-    ids = np.random.default_rng(2).integers(3, config.decoder.vocab_size, (2, 6))
+    batch = 2 if name == "small" else 1
+    pixels = twin.pixels(batch, seed=1)
+    ids = np.random.default_rng(2).integers(3, config.decoder.vocab_size, (batch, 6))
     with torch.inference_mode():
         theirs = oracle(torch.from_numpy(pixels), torch.from_numpy(ids))
     found = model(pixels, ids)
     np.testing.assert_allclose(found.logits, theirs.logits.numpy(), rtol=0, atol=2e-4)
-    for options in ({"max_new_tokens": 12}, {"max_new_tokens": 12, "num_beams": 4}):
+    for options in ({"max_new_tokens": 10}, {"max_new_tokens": 10, "num_beams": 4}):
         sequences, scores = oracle_generate(oracle, pixels, **options)
         output = model.generate(
             pixels, return_dict_in_generate=True, decoder_start_token_id=2, eos_token_id=2, pad_token_id=1, **options
