@@ -13,6 +13,7 @@ LEVELS = (
     {"version"},
     {"config", "generation_config", "registry", "results", "compilation_cache"},
     {"modeling", "processing", "checkpoints", "decoding"},
+    {"model_outputs"},
     {"models"},
     {"recognizer", "training", "evaluation"},
     {"cli"},

@@ -8,14 +8,12 @@ B images, T target tokens, S encoder tokens, H heads, E width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,94 +33,21 @@ from trocr_jax.config import (
 )
 from trocr_jax.decoding.generate import GenerationOutput, check_ids, generate
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
+from trocr_jax.model_outputs import (
+    BaseModelOutput,
+    CausalLMOutputWithCrossAttentions,
+    PastKeyValues,
+    Seq2SeqLMOutput,
+)
+from trocr_jax.modeling.cache import allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, HeadMasks, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
+from trocr_jax.modeling.loss import IGNORED_LABEL, cross_entropy, shift_tokens_right
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
 from trocr_jax.modeling.policy import get_policy
 
 Array = jax.Array
 Params = Mapping[str, Any]
-IGNORED_LABEL = -100
-
-
-class _Output:
-    """What the reference's outputs offer beside their fields."""
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return tuple(value for value in values if value is not None)
-
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
-
-
-@flax.struct.dataclass
-class PastKeyValues:
-    """A preallocated cache of everything read so far; pass it back with the next tokens."""
-
-    self_kv: tuple[SelfKV, ...]  # a layer each, [B, H, max_position_embeddings, D]
-    cross_kv: tuple[CrossKV, ...] | None
-    length: Array  # [] positions filled
-
-
-@flax.struct.dataclass
-class BaseModelOutput(_Output):
-    """An encoder's output; there is no pooler, since no TrOCR uses one."""
-
-    last_hidden_state: Array  # [B, S, E]
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
-
-
-@flax.struct.dataclass
-class CausalLMOutputWithCrossAttentions(_Output):
-    """A decoder's output."""
-
-    loss: Array | None = None
-    logits: Array | None = None  # [B, T, V]
-    past_key_values: PastKeyValues | None = None
-    hidden_states: tuple[Array, ...] | None = None  # layers + 1 of [B, T, E]
-    attentions: tuple[Array, ...] | None = None  # a layer each, [B, H, T, T] or [B, H, T, cache length]
-    cross_attentions: tuple[Array, ...] | None = None  # a layer each, [B, H, T, S]
-
-
-@flax.struct.dataclass
-class Seq2SeqLMOutput(_Output):
-    """The whole model's output."""
-
-    loss: Array | None = None
-    logits: Array | None = None  # [B, T, V]
-    past_key_values: PastKeyValues | None = None
-    decoder_hidden_states: tuple[Array, ...] | None = None
-    decoder_attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
-    encoder_last_hidden_state: Array | None = None  # [B, S, E]
-    encoder_hidden_states: tuple[Array, ...] | None = None
-    encoder_attentions: tuple[Array, ...] | None = None
-
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean of -log p(label) over labels that are not -100, in float32 at least; logits [..., V], labels [...].
-
-    labels[..., i] is the target of logits[..., i, :]: nothing is shifted here.
-    """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    is_counted = labels != IGNORED_LABEL
-    picked = jnp.take_along_axis(log_probs, jnp.where(is_counted, labels, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(is_counted, picked, 0)) / jnp.sum(is_counted)
-
-
-def shift_tokens_right(labels: Any, pad_token_id: int, decoder_start_token_id: int) -> Array:
-    """Labels [B, T] -> decoder inputs [B, T]: the start token in front, the last label gone, -100 made pad.
-
-    In:  [[5, 6, 2, -100]], pad 1, start 2
-    Out: [[2, 5, 6, 2]]
-    """
-    labels = jnp.asarray(labels)
-    shifted = jnp.concatenate([jnp.full_like(labels[:, :1], decoder_start_token_id), labels[:, :-1]], axis=1)
-    return jnp.where(shifted == IGNORED_LABEL, pad_token_id, shifted)
 
 
 class _Model:

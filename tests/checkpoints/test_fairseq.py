@@ -18,7 +18,7 @@ import transformers
 
 from tests.processing.test_tokenizer import train_sentencepiece
 from tests.twins import config_dict, make_reader, make_twin, oracle_generate
-from trocr_jax.checkpoints import fairseq, names, store, torch_reader
+from trocr_jax.checkpoints import fairseq, fairseq_tokenizer, names, store, torch_reader
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.torch_objects import Stub
 from trocr_jax.config import VisionEncoderDecoderConfig, write_json
@@ -666,7 +666,7 @@ VOCAB = {token: i for i, token in enumerate([*SPECIAL, *LISTED, *MADE_UP, "<mask
 
 def test_a_byte_level_tokenizer_becomes_robertas(byte_level, tmp_path):
     out = tmp_path / "out"
-    assert fairseq.write_tokenizer(out, byte_level, 14) == "RobertaTokenizer"
+    assert fairseq_tokenizer.write_tokenizer(out, byte_level, 14) == "RobertaTokenizer"
     assert json.loads((out / "vocab.json").read_text(encoding="utf-8")) == VOCAB
     assert (out / "merges.txt").read_bytes() == (byte_level / "vocab.bpe").read_bytes()
     ours, theirs = TrOCRTokenizer.from_pretrained(out), transformers.AutoTokenizer.from_pretrained(out)
@@ -677,13 +677,13 @@ def test_a_byte_level_tokenizer_becomes_robertas(byte_level, tmp_path):
     assert theirs.model_max_length == 512
 
 
-@pytest.mark.parametrize("name", fairseq.DICTIONARY_NAMES)
+@pytest.mark.parametrize("name", fairseq_tokenizer.DICTIONARY_NAMES)
 def test_the_dictionary_may_have_any_of_its_names_and_the_mask_in_it(byte_level, tmp_path, name):
     lines = (byte_level / "dict.txt").read_text()
     (byte_level / "dict.txt").unlink()
     (byte_level / name).write_text(lines + "<mask> 1")
     files = [byte_level / "encoder.json", str(byte_level / "vocab.bpe"), byte_level / name]
-    fairseq.write_tokenizer(tmp_path / "out", files, 14)
+    fairseq_tokenizer.write_tokenizer(tmp_path / "out", files, 14)
     assert json.loads((tmp_path / "out" / "vocab.json").read_text(encoding="utf-8")) == VOCAB
 
 
@@ -696,42 +696,42 @@ def sentencepiece_model(tmp_path_factory):
 
 def test_a_sentencepiece_tokenizer_is_copied(sentencepiece_model, tmp_path):
     out = tmp_path / "out"
-    assert fairseq.write_tokenizer(out, sentencepiece_model, 1000) == "XLMRobertaTokenizer"
+    assert fairseq_tokenizer.write_tokenizer(out, sentencepiece_model, 1000) == "XLMRobertaTokenizer"
     ours, theirs = TrOCRTokenizer.from_pretrained(out), transformers.AutoTokenizer.from_pretrained(out)
     assert type(theirs).__name__ == "XLMRobertaTokenizer"
     text = "TOTAL RM 12.50 , he was it"
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert (out / "sentencepiece.bpe.model").read_bytes() == sentencepiece_model.read_bytes()
     # The largest id there is, <mask>'s, needs a row of the embeddings.
-    assert fairseq.write_tokenizer(out, sentencepiece_model.parent, len(ours)) == "XLMRobertaTokenizer"
+    assert fairseq_tokenizer.write_tokenizer(out, sentencepiece_model.parent, len(ours)) == "XLMRobertaTokenizer"
     with pytest.raises(ValueError, match=f"makes {len(ours)} tokens, but the model has {len(ours) - 1}"):
-        fairseq.write_tokenizer(out, sentencepiece_model, len(ours) - 1)
+        fairseq_tokenizer.write_tokenizer(out, sentencepiece_model, len(ours) - 1)
 
 
 def test_missing_files_of_a_tokenizer_are_named(byte_level, tmp_path):
     (byte_level / "vocab.bpe").unlink()
     (byte_level / "dict.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"vocab\.bpe, gpt2_with_mask\.dict\.txt or .* or dict\.txt not found"):
-        fairseq.write_tokenizer(tmp_path / "out", byte_level, 14)
+        fairseq_tokenizer.write_tokenizer(tmp_path / "out", byte_level, 14)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"encoder\.json, vocab\.bpe, .*or instead a SentencePiece model"):
-        fairseq.write_tokenizer(tmp_path / "out", tmp_path / "empty", 14)
+        fairseq_tokenizer.write_tokenizer(tmp_path / "out", tmp_path / "empty", 14)
     for source in (tmp_path / "nowhere", [byte_level / "encoder.json", tmp_path / "nowhere"]):
         with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
-            fairseq.write_tokenizer(tmp_path / "out", source, 14)
+            fairseq_tokenizer.write_tokenizer(tmp_path / "out", source, 14)
     assert not (tmp_path / "out").exists()
 
 
 def test_two_tokenizers_at_once_are_refused(byte_level, sentencepiece_model, tmp_path):
     shutil.copy(sentencepiece_model, byte_level)
     with pytest.raises(ValueError, match="hold more than one tokenizer"):
-        fairseq.write_tokenizer(tmp_path / "out", byte_level, 14)
+        fairseq_tokenizer.write_tokenizer(tmp_path / "out", byte_level, 14)
 
 
 @pytest.mark.parametrize("vocab_size", [13, 15])
 def test_a_byte_level_tokenizer_must_be_the_models_own(byte_level, tmp_path, vocab_size):
     with pytest.raises(ValueError, match=f"makes 14 tokens, the model has {vocab_size}"):
-        fairseq.write_tokenizer(tmp_path / "out", byte_level, vocab_size)
+        fairseq_tokenizer.write_tokenizer(tmp_path / "out", byte_level, vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -749,13 +749,13 @@ def test_a_damaged_dictionary_is_refused(byte_level, tmp_path, line, expected):
     with (byte_level / "dict.txt").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=expected):
-        fairseq.write_tokenizer(tmp_path / "out", byte_level, 15)
+        fairseq_tokenizer.write_tokenizer(tmp_path / "out", byte_level, 15)
 
 
 @pytest.mark.parametrize("name", ["gpt2_with_mask.dict.txt", "dict.txt"])
 def test_the_real_files_become_the_real_roberta(shared, tmp_path, name):
     source, roberta = shared / "data/tokenizers/fairseq-gpt2-bpe", shared / "data/tokenizers/roberta-base"
-    fairseq.write_tokenizer(tmp_path, [source / "encoder.json", source / "vocab.bpe", source / name], 50265)
+    fairseq_tokenizer.write_tokenizer(tmp_path, [source / "encoder.json", source / "vocab.bpe", source / name], 50265)
     ours, theirs = (json.loads((folder / "vocab.json").read_text("utf-8")) for folder in (tmp_path, roberta))
     assert ours == theirs
     assert (tmp_path / "merges.txt").read_bytes() == (roberta / "merges.txt").read_bytes()
@@ -763,6 +763,6 @@ def test_the_real_files_become_the_real_roberta(shared, tmp_path, name):
 
 def test_the_real_sentencepiece_model_is_smaller_than_the_model(shared, tmp_path):
     source = shared / "data/tokenizers/sentencepiece/unilm3-cased.model"
-    fairseq.write_tokenizer(tmp_path, source, 64044)
+    fairseq_tokenizer.write_tokenizer(tmp_path, source, 64044)
     with pytest.raises(ValueError, match="makes 64002 tokens, but the model has 64001"):
-        fairseq.write_tokenizer(tmp_path, source, 64001)
+        fairseq_tokenizer.write_tokenizer(tmp_path, source, 64001)

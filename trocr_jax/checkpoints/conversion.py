@@ -20,6 +20,7 @@ import safetensors.numpy
 from trocr_jax import registry
 from trocr_jax.checkpoints import fairseq, names, store
 from trocr_jax.checkpoints.errors import CheckpointError
+from trocr_jax.checkpoints.fairseq_tokenizer import write_tokenizer
 from trocr_jax.checkpoints.hub import NATIVE_NAME, TORCH_NAME, local_folder
 from trocr_jax.checkpoints.names import flatten, unflatten
 from trocr_jax.checkpoints.torch_reader import read_torch, tensors
@@ -91,7 +92,7 @@ def _from_fairseq(path: pathlib.Path, tokenizer: str | os.PathLike[str] | None) 
     def write_small_files(target: pathlib.Path) -> None:
         converted.image_processor.save_pretrained(target)
         if tokenizer is not None:
-            fairseq.write_tokenizer(target, tokenizer, vocab_size)
+            write_tokenizer(target, tokenizer, vocab_size)
 
     return Checkpoint(
         path=path,
