@@ -17,8 +17,10 @@ SETTINGS = GenerationConfig(decoder_start_token_id=2, bos_token_id=0, pad_token_
 READERS = {
     "learned": {},
     "sinusoidal": {"positions": "sinusoidal", "scale_embedding": True, "tied": False, "activation": "relu"},
-    "deit": {"encoder": "deit", "cross": "bridge", "tied": False},
+    "deit": {"encoder": "deit", "cross": "bridge", "tied": False, "layernorm_embedding": False},
 }
+# Two of each whose texts end at many steps; most random twins' do.
+SEEDS = {"learned": (0, 1), "sinusoidal": (0, 1), "deit": (4, 5)}
 # No_repeat_ngram and the like alone and together, greedy and with beams.
 OTHER_OPTIONS = [
     {},
@@ -95,7 +97,7 @@ def test_ids_equal_over_all_beam_settings(name, num_beams):
         check(name, options, seed=seed, batch=12, pixels_seed=seed)
         for options in BEAMS
         if options["num_beams"] == num_beams
-        for seed in (0, 1)
+        for seed in SEEDS[name]
     ]
     assert sum(map(len, lengths)) >= 500
     assert len(np.unique(np.concatenate(lengths))) >= 10
