@@ -12,7 +12,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.config import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
-    DeiTConfig,
     TrOCRConfig,
     VisionEncoderDecoderConfig,
     ViTConfig,
@@ -99,8 +98,6 @@ class _Model:
 class ViTModel(_Model):
     """The image encoder alone."""
 
-    config_class: ClassVar[type[ViTConfig]] = ViTConfig
-
     def __init__(
         self, config: ViTConfig, params: Params | None = None, *, dtype: str = "float32", seed: int = 0
     ) -> None:
@@ -147,8 +144,6 @@ class ViTModel(_Model):
 
 class DeiTModel(ViTModel):
     """The image encoder with a distillation token alone."""
-
-    config_class: ClassVar[type[ViTConfig]] = DeiTConfig
 
 
 class TrOCRForCausalLM(_Model):

@@ -64,9 +64,11 @@ def load_checkpoint(
         return _from_fairseq(pathlib.Path(source), tokenizer)
     folder = local_folder(source, **hub_options)
     path = store.find_weights(folder)
-    config, params = store.load_params(folder, VisionEncoderDecoderConfig.from_pretrained(folder))
+    config = VisionEncoderDecoderConfig.from_pretrained(folder)
+    stored = store.read_tensors(path)
+    config, params = store.params_from(stored, config, path)
     _check(params, config, path)
-    ignored = {} if path.name == NATIVE_NAME else _ignored(store.without_trainer_prefix(store.read_tensors(path)))
+    ignored = {} if path.name == NATIVE_NAME else _ignored(store.without_trainer_prefix(stored))
 
     def copy_small_files(target: pathlib.Path) -> None:
         for name in (PREPROCESSOR_NAME, PROCESSOR_NAME, *TOKENIZER_NAMES):

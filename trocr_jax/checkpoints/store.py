@@ -48,7 +48,13 @@ def load_params(
     Raises CheckpointError if names or shapes do not fit, FileNotFoundError if there are no weights.
     """
     path = find_weights(folder)
-    tensors = read_tensors(path)
+    return params_from(read_tensors(path), config, path)
+
+
+def params_from(
+    tensors: Mapping[str, np.ndarray], config: VisionEncoderDecoderConfig, path: pathlib.Path
+) -> tuple[VisionEncoderDecoderConfig, Params]:
+    """What `load_params` returns, of tensors that have been read from `path`."""
     if path.name != NATIVE_NAME:
         tensors = without_trainer_prefix(tensors)
         config = _reconcile(config, tensors, path)
