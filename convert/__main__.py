@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="say what a checkpoint is")
     trocr_jax.cli.add_inspect_arguments(inspect)
     verify = commands.add_parser("verify", help="compare with transformers, block by block")
-    verify.add_argument("source", metavar="SOURCE", help="folder, hub id, or a fairseq .pt file")
+    verify.add_argument("source", metavar="SOURCE", help="folder, hub id, or a weights file")
     verify.add_argument("images", nargs="*", metavar="IMAGE", help="images to read; without any, random pixels")
     verify.add_argument("--tokenizer", metavar="PATH", help="of a fairseq file: its tokenizer's folder or model")
     verify.set_defaults(run=_verify)

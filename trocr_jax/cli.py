@@ -121,7 +121,7 @@ def _add_conversion(commands: Any) -> None:
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of a conversion, but its direction."""
-    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a fairseq .pt file")
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a weights file")
     parser.add_argument("output", metavar="OUTPUT", help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
     parser.add_argument(
@@ -129,12 +129,13 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="of a fairseq file: the folder with encoder.json, vocab.bpe and dict.txt, or the SentencePiece model",
     )
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of a look at a checkpoint, and what to run with them."""
-    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a fairseq .pt file")
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, or a weights file")
     parser.set_defaults(run=_inspect)
 
 
@@ -181,7 +182,9 @@ def run_convert(options: argparse.Namespace) -> int:
             to=options.to,
             dtype=options.dtype,
             tokenizer=options.tokenizer,
+            max_shard_size=options.max_shard_size,
             dry_run=options.dry_run,
+            show_progress=True,
         )
     except (ValueError, OSError) as error:
         print(f"trocr-jax: {error}", file=sys.stderr)
@@ -194,7 +197,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from trocr_jax.checkpoints.conversion import inspect
+    from trocr_jax.checkpoints.inspection import inspect
 
     try:
         found = inspect(options.source)

@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax import registry
 from trocr_jax.checkpoints import store
+from trocr_jax.checkpoints.folder import push_folder, save_folder, source_label, write_card
 from trocr_jax.checkpoints.hub import local_folder
+from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE, save_weights
 from trocr_jax.config import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -59,6 +62,7 @@ class _Model:
         self.policy = get_policy(dtype)
         self._params = params
         self._seed = seed
+        self.source = ""  # what the parameters were read from, as `folder.source_label` tells it
 
     @property
     def params(self) -> Params:
@@ -87,12 +91,42 @@ class _Model:
     def _abstract(self) -> Params:
         return jax.eval_shape(self._init, jax.random.key(0))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes config.json and the weights (flax_model.safetensors) to a folder, which is made if need be."""
-        path = pathlib.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / CONFIG_NAME, self.config.to_dict())
-        store.save_native(self.params, path / store.NATIVE_NAME)
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub_options: Any,
+    ) -> None:
+        """Writes a complete folder: weights (flax_model.safetensors), configuration, and a card with their hashes.
+
+        The folder appears when all is written; one that exists keeps its other files. Weights of more than
+        `max_shard_size` (a number of bytes, or "5GB") are split. With `push_to_hub` the files are uploaded as well, to
+        `repo_id` or a repository of the folder's name; see `push_to_hub` for the options.
+        """
+        write = functools.partial(self.write_files, max_shard_size=max_shard_size)
+        save_folder(folder, write, push_to_hub=push_to_hub, repo_id=repo_id, **hub_options)
+
+    def push_to_hub(
+        self, repo_id: str, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE, **hub_options: Any
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` and returns the commit's address.
+
+        `hub_options` are token, private, revision, commit_message and create_pr. Raises OSError saying what to do.
+        """
+        return push_folder(functools.partial(self.write_files, max_shard_size=max_shard_size), repo_id, **hub_options)
+
+    def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
+        """Writes what belongs to this model into a folder that exists, one file after another."""
+        write_json(folder / CONFIG_NAME, self.config.to_dict())
+        tensors = store.to_native(self.params)
+        hashes = save_weights(tensors, folder, store.NATIVE_NAME, format_name="flax", max_shard_size=max_shard_size)
+        write_card(folder, self._summary(), hashes, self.source)
+
+    def _summary(self) -> str:
+        return f"its {self.config.model_type} part alone"
 
 
 class ViTModel(_Model):
@@ -116,10 +150,12 @@ class ViTModel(_Model):
         content = read_json(folder / CONFIG_NAME)
         if content.get("model_type") == VisionEncoderDecoderConfig.model_type:
             whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
-            return cls(whole.config.encoder, whole.params["encoder"], dtype=dtype)
-        config = encoder_config_from_dict(content)
-        model = cls(config, store.load_encoder(folder, config), dtype=dtype)
-        store.check_shapes(model.params, model._abstract(), folder)
+            model = cls(whole.config.encoder, whole.params["encoder"], dtype=dtype)
+        else:
+            config = encoder_config_from_dict(content)
+            model = cls(config, store.load_encoder(folder, config), dtype=dtype)
+            store.check_tree(model.params, model._abstract(), folder)
+        model.source = source_label(source, folder)
         return model
 
     def __call__(
@@ -172,10 +208,12 @@ class TrOCRForCausalLM(_Model):
         content = read_json(folder / CONFIG_NAME)
         if content.get("model_type") == VisionEncoderDecoderConfig.model_type:
             whole = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
-            return cls(whole.config.decoder, whole.params["decoder"], dtype=dtype)
-        config = TrOCRConfig.from_dict(content).replace(is_decoder=True)
-        model = cls(*store.load_decoder(folder, config), dtype=dtype)
-        store.check_shapes(model.params, model._abstract(), folder)
+            model = cls(whole.config.decoder, whole.params["decoder"], dtype=dtype)
+        else:
+            config = TrOCRConfig.from_dict(content).replace(is_decoder=True)
+            model = cls(*store.load_decoder(folder, config), dtype=dtype)
+            store.check_tree(model.params, model._abstract(), folder)
+        model.source = source_label(source, folder)
         return model
 
     def __call__(
@@ -308,13 +346,17 @@ class VisionEncoderDecoderModel(_Model):
         folder = local_folder(source, **hub_options)
         config, params = store.load_params(folder, VisionEncoderDecoderConfig.from_pretrained(folder))
         model = cls(config, params=params, generation_config=GenerationConfig.from_pretrained(folder), dtype=dtype)
-        store.check_shapes(params, model._abstract(), folder)
+        store.check_tree(params, model._abstract(), folder)
+        model.source = source_label(source, folder)
         return model
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes config.json, generation_config.json and the weights to a folder, which is made if need be."""
-        super().save_pretrained(folder)
-        write_json(pathlib.Path(folder) / GENERATION_CONFIG_NAME, self.generation_config.to_dict())
+    def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
+        """Writes what belongs to this model, generation_config.json included, into a folder that exists."""
+        super().write_files(folder, max_shard_size=max_shard_size)
+        write_json(folder / GENERATION_CONFIG_NAME, self.generation_config.to_dict())
+
+    def _summary(self) -> str:
+        return registry.summary(self.config)
 
     def __call__(
         self,

@@ -102,3 +102,15 @@ def architecture(config: VisionEncoderDecoderConfig) -> dict[str, Any]:
         "cross width": decoder.cross_attention_hidden_size,
         "bridge": config.has_bridge,
     }
+
+
+def summary(config: VisionEncoderDecoderConfig) -> str:
+    """The architecture in a few words: which official models share it, else its sizes."""
+    names = matching_models(config)
+    if names:
+        return f"the architecture of {', '.join(names)}"
+    encoder, decoder = config.encoder, config.decoder
+    return (
+        f"an encoder of {encoder.num_hidden_layers} layers of width {encoder.hidden_size}, "
+        f"a decoder of {decoder.decoder_layers} layers of width {decoder.d_model}"
+    )

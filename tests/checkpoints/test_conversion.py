@@ -21,9 +21,10 @@ from tests.twins import config_dict, make_oracle, make_twin
 from trocr_jax import TrOCR
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.conversion import convert as convert_checkpoint
-from trocr_jax.checkpoints.conversion import inspect, load_checkpoint
+from trocr_jax.checkpoints.conversion import load_checkpoint
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.fairseq import original_name
+from trocr_jax.checkpoints.inspection import inspect
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL, matching_models
 
@@ -41,7 +42,7 @@ def reduced(config):
         pooler_output_size=64,
     )
     decoder = config.decoder.replace(
-        vocab_size=50,
+        vocab_size=240,
         d_model=32,
         decoder_layers=2,
         decoder_attention_heads=4,
@@ -216,10 +217,10 @@ def test_a_failed_conversion_leaves_the_old_folder_alone(tmp_path, oracles, monk
     convert_checkpoint(EMBEDDED, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(store, "save_native", fail)
+    monkeypatch.setattr("trocr_jax.checkpoints.conversion.save_weights", fail)
     _, tensors, config = oracles("trocr-base-printed")
     with pytest.raises(OSError, match="no space"):
         convert_checkpoint(write(tmp_path / "source", "bin", tensors, config), tmp_path / "out")

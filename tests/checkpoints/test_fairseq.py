@@ -136,7 +136,7 @@ def test_the_tree_and_the_configuration_are_those_of_transformers(kind):
     for path, leaf in theirs.items():
         assert ours[path].dtype == leaf.dtype, path
         assert np.ascontiguousarray(ours[path]).tobytes() == np.ascontiguousarray(leaf).tobytes(), path
-    store.check_shapes(tree, abstract_params(VisionEncoderDecoder(conversion.config)), kind)
+    store.check_tree(tree, abstract_params(VisionEncoderDecoder(conversion.config)), kind)
     assert conversion.config.encoder.replace(initializer_range=0.3) == twin.config.encoder
     assert without_training(conversion.config.decoder) == without_training(twin.config.decoder)
     assert type(conversion.config.encoder) is type(twin.config.encoder)
@@ -293,7 +293,7 @@ def test_every_official_architecture_is_recognised(name, with_arguments):
 def test_official_shapes_are_those_of_the_model(name):
     conversion = fairseq.convert(official_state(name))
     tree = store.from_torch(conversion.tensors, names.table(conversion.config), name)
-    store.check_shapes(tree, abstract_params(VisionEncoderDecoder(conversion.config)), name)
+    store.check_tree(tree, abstract_params(VisionEncoderDecoder(conversion.config)), name)
 
 
 @pytest.mark.parametrize("pretrained", ["roberta2", "roberta"])

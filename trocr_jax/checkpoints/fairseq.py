@@ -194,7 +194,7 @@ def convert(
 
     The keyword arguments win over what the checkpoint says. Raises CheckpointError that names `source` and lists every
     missing, unexpected or misshapen tensor, or else everything that contradicts or cannot be decided. Shapes that no
-    size is read from are left to `store.check_shapes`.
+    size is read from are left to `store.check_tree`.
     """
     if not is_fairseq(state):
         raise CheckpointError(f"{source} is no original TrOCR checkpoint: no tensor's name starts with encoder.deit.")

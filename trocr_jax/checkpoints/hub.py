@@ -10,12 +10,13 @@ from typing import Any
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
 
 NATIVE_NAME = "flax_model.safetensors"
+NATIVE_INDEX_NAME = "flax_model.safetensors.index.json"
 TORCH_NAME = "model.safetensors"
 TORCH_INDEX_NAME = "model.safetensors.index.json"
 BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 # What weights may be called, best first.
-WEIGHT_NAMES = (NATIVE_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
+WEIGHT_NAMES = (NATIVE_NAME, NATIVE_INDEX_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
 
 _SMALL_FILES = (
     CONFIG_NAME,

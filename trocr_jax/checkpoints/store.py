@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,17 @@ import safetensors.numpy
 
 from trocr_jax.checkpoints import names
 from trocr_jax.checkpoints.errors import CheckpointError
-from trocr_jax.checkpoints.hub import NATIVE_NAME, WEIGHT_NAMES
+from trocr_jax.checkpoints.hub import NATIVE_INDEX_NAME, NATIVE_NAME, WEIGHT_NAMES
 from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
 from trocr_jax.checkpoints.torch_reader import read_shards, read_torch_tensors
 from trocr_jax.config import TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
 
+# Beside the adapters of a fine-tune (peft), which are no model by themselves.
+ADAPTER_NAME = "adapter_config.json"
+_ADAPTER_REASON = (
+    "holds the adapters of a fine-tune (LoRA), not a model: merge them into their base with peft "
+    "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)) and use what that writes"
+)
 # What wrappers put before every name: torch's DataParallel, Lightning and others, torch.compile.
 _TRAINER_PREFIXES = ("module.", "model.", "_orig_mod.")
 
@@ -30,12 +36,22 @@ Params = dict[str, Any]
 
 
 def find_weights(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The weights file that a folder is read from: the native one, else safetensors, else torch's .bin."""
+    """The weights file that a folder is read from: the native one, else safetensors, else torch's .bin.
+
+    Raises FileNotFoundError if there is none, CheckpointError if there are only the adapters of a fine-tune.
+    """
     folder = pathlib.Path(folder)
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
+    if (folder / ADAPTER_NAME).is_file():
+        raise CheckpointError(f"{folder} {_ADAPTER_REASON}")
     raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}")
+
+
+def is_native(path: pathlib.Path) -> bool:
+    """Whether a weights file is this library's own, whose names are the tree's paths."""
+    return path.name in (NATIVE_NAME, NATIVE_INDEX_NAME)
 
 
 def load_params(
@@ -55,8 +71,8 @@ def params_from(
     tensors: Mapping[str, np.ndarray], config: VisionEncoderDecoderConfig, path: pathlib.Path
 ) -> tuple[VisionEncoderDecoderConfig, Params]:
     """What `load_params` returns, of tensors that have been read from `path`."""
-    if path.name != NATIVE_NAME:
-        tensors = without_trainer_prefix(tensors)
+    if not is_native(path):
+        tensors = without_trainer_prefix(tensors, path)
         config = _reconcile(config, tensors, path)
     return config, _tree(tensors, names.table(config), path)
 
@@ -76,7 +92,7 @@ def load_decoder(folder: str | os.PathLike[str], config: TrOCRConfig) -> tuple[T
 
 
 def _tree(tensors: Mapping[str, np.ndarray], entries: Iterable[Entry], path: pathlib.Path) -> Params:
-    if path.name == NATIVE_NAME:  # whose names are the tree's own paths
+    if is_native(path):
         return unflatten({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
     return from_torch(tensors, entries, path)
 
@@ -93,15 +109,13 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); download or export it again") from error
 
 
-def without_trainer_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def without_trainer_prefix(tensors: Mapping[str, np.ndarray], source: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a whole model without the word that a trainer put before every name, if there is one.
 
-    Raises CheckpointError for the adapters of a fine-tune, which are no model by themselves.
+    Raises CheckpointError naming `source` for the adapters of a fine-tune, which are no model by themselves.
     """
     if any(".lora_" in name for name in tensors):
-        raise CheckpointError(
-            "the file holds LoRA adapters, not a model: merge them into their base first (peft: merge_and_unload)"
-        )
+        raise CheckpointError(f"{source} {_ADAPTER_REASON}")
     for prefix in _TRAINER_PREFIXES:
         parts = tuple(f"{prefix}{part}" for part in ("encoder.", "decoder.", "enc_to_dec_proj."))
         if tensors and all(name.startswith(parts) for name in tensors):
@@ -171,20 +185,37 @@ def to_torch(params: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, n
     return {entry.names[0]: np.ascontiguousarray(entry.to_torch(np.asarray(leaves[entry.path]))) for entry in entries}
 
 
-def check_shapes(params: Mapping[str, Any], abstract: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError listing every leaf that is missing, unexpected or misshapen against the abstract tree."""
+def check_tree(
+    params: Mapping[str, Any],
+    abstract: Mapping[str, Any],
+    source: str | os.PathLike[str],
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """Raises CheckpointError listing every leaf that is missing, unexpected, misshapen or not finite.
+
+    `abstract` is the tree that the configuration asks for; `progress` is told the bytes of each leaf looked at.
+    """
     given, wanted = flatten(params), flatten(abstract)
     problems = [f"- {'.'.join(path)}" for path in sorted(wanted.keys() - given.keys())]
     problems += [f"+ {'.'.join(path)}" for path in sorted(given.keys() - wanted.keys())]
     for path in sorted(given.keys() & wanted.keys()):
-        if tuple(given[path].shape) != tuple(wanted[path].shape):
-            problems.append(
-                f"! {'.'.join(path)} has shape {tuple(given[path].shape)}; "
-                f"the configuration asks for {tuple(wanted[path].shape)}"
-            )
-        elif not np.issubdtype(given[path].dtype, np.floating) and given[path].dtype.name != "bfloat16":
-            problems.append(f"! {'.'.join(path)} holds {given[path].dtype}; floating-point numbers were expected")
+        problem = _leaf_problem(given[path], wanted[path].shape)
+        problems += [f"! {'.'.join(path)} {problem}"] if problem else []
+        if progress is not None:
+            progress(given[path].nbytes)
     _raise_if(problems, source)
+
+
+def _leaf_problem(leaf: np.ndarray, shape: tuple[int, ...]) -> str | None:
+    if leaf.shape != shape:
+        return f"has shape {leaf.shape}; the configuration asks for {shape}"
+    if not np.issubdtype(leaf.dtype, np.floating) and leaf.dtype.name != "bfloat16":
+        return f"holds {leaf.dtype}; floating-point numbers were expected"
+    count = leaf.size - np.count_nonzero(np.isfinite(leaf))
+    # One such number would make every text of the model empty or wrong, without a word.
+    return (
+        f"holds {count} numbers that are not finite: the file is damaged, or the training diverged" if count else None
+    )
 
 
 def _raise_if(problems: list[str], source: str | os.PathLike[str]) -> None:
@@ -195,11 +226,6 @@ def _raise_if(problems: list[str], source: str | os.PathLike[str]) -> None:
         )
 
 
-def save_native(params: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes the canonical tree as it is, through a temporary name; loading gives the same bits back."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    tensors = {".".join(leaf): np.ascontiguousarray(array) for leaf, array in flatten(params).items()}
-    safetensors.numpy.save_file(tensors, partial, metadata={"format": "flax"})
-    partial.chmod(0o644)  # the package writes files that only their owner can read
-    os.replace(partial, path)
+def to_native(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Canonical tree -> its leaves under the names that the native file has."""
+    return {".".join(path): leaf for path, leaf in flatten(params).items()}
