@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -79,7 +80,8 @@ def load_oracle(folder: pathlib.Path) -> Any:
     """Transformers' model of a folder, with its sinusoidal table, which loading leaves empty, filled in."""
     import transformers
 
-    model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    with _quiet(transformers.utils.logging):
+        model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval()
     positions = model.decoder.model.decoder.embed_positions
     if not model.config.decoder.use_learned_position_embeddings:
         import torch
@@ -87,6 +89,20 @@ def load_oracle(folder: pathlib.Path) -> Any:
         # Ours, so that what is compared is the network: numpy and torch round sines differently in float32.
         positions.weights = torch.from_numpy(sinusoidal_table(*positions.weights.shape, positions.padding_idx))
     return model
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without transformers' bar and its report that the pooler, which no TrOCR has, is missing."""
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def _compare_ids(

@@ -26,9 +26,7 @@ SHAPES = {
 @pytest.mark.parametrize(
     "name",
     [
-        "small",
-        "base learned",
-        "base sinusoidal",
+        "small",  # base is compared in checkpoints/test_full_size_formats.py
         pytest.param("large learned", marks=pytest.mark.slow),
         pytest.param("large sinusoidal", marks=pytest.mark.slow),
     ],

@@ -5,6 +5,7 @@ Facts from the hub's files and from transformers' converter (models/trocr/conver
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,3 +115,35 @@ def summary(config: VisionEncoderDecoderConfig) -> str:
         f"an encoder of {encoder.num_hidden_layers} layers of width {encoder.hidden_size}, "
         f"a decoder of {decoder.decoder_layers} layers of width {decoder.d_model}"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenLogits:
+    """What an official model answers to one image: the first logits behind the start token alone.
+
+    `image` is a file of the hub's dataset hf-internal-testing/fixtures_ocr, in RGB through the model's own processor.
+    """
+
+    image: str
+    logits: tuple[float, ...]
+    tolerance: float = 2e-3
+
+
+_IAM, _SROIE = "iam_picture.jpeg", "SROIE-receipt.jpeg"
+# From transformers' tests (models/vision_encoder_decoder) and converter; those of other models were not published. The
+# receipt is made smaller, which Pillow 9 began to do otherwise: with it base-printed's changed by up to 0.012, and
+# large-printed's are from before.
+GOLDEN_LOGITS: Mapping[str, GoldenLogits] = {
+    "trocr-base-handwritten": GoldenLogits(
+        _IAM, (-1.4502, -4.6683, -0.5347, -2.9291, 9.1435, -3.0571, 8.9764, 1.7560, 8.7358, -1.5311)
+    ),
+    "trocr-large-handwritten": GoldenLogits(
+        _IAM, (-2.6437, -1.3129, -2.2596, -5.3455, 6.3539, 1.7604, 5.4991, 1.4702, 5.6113, 2.0170)
+    ),
+    "trocr-base-printed": GoldenLogits(
+        _SROIE, (-5.6844, -5.8372, 1.1518, -6.8984, 6.8587, -2.4453, 1.2347, -1.0241, -1.9649, -3.9109)
+    ),
+    "trocr-large-printed": GoldenLogits(
+        _SROIE, (-6.0162, -7.0959, 4.4155, -5.1063, 7.0468, -3.1631, 2.6466, -0.3081, -0.8106, -1.7535), tolerance=0.03
+    ),
+}

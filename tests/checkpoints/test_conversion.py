@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -17,8 +20,9 @@ import trocr_jax.cli
 from convert.verify import verify
 from tests.checkpoints.test_store import assert_same
 from tests.conftest import SAMPLES
+from tests.processing.test_tokenizer import train_sentencepiece
 from tests.twins import config_dict, make_oracle, make_twin
-from trocr_jax import TrOCR
+from trocr_jax import TrOCR, TrOCRProcessor
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.conversion import convert as convert_checkpoint
 from trocr_jax.checkpoints.conversion import load_checkpoint
@@ -31,23 +35,25 @@ from trocr_jax.registry import OFFICIAL, matching_models
 FORMATS = ("safetensors", "bin", "legacy bin", "sharded bin", "fairseq")
 
 
-def reduced(config):
-    """An official configuration with every switch as it is, narrow and shallow."""
+def reduced(name):
+    """An official configuration with every switch as it is, narrow and shallow; large is wider and deeper than base."""
+    config = OFFICIAL[name]
+    is_large = "large" in name
     encoder = config.encoder.replace(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=1,
+        hidden_size=128 if is_large else 64,
+        num_hidden_layers=3 if is_large else 2,
+        num_attention_heads=2 if is_large else 1,
         intermediate_size=48,
         image_size=48,
-        pooler_output_size=64,
+        pooler_output_size=128 if is_large else 64,
     )
     decoder = config.decoder.replace(
         vocab_size=240,
-        d_model=32,
+        d_model=128 if is_large else 32,  # as in large, where the widths of both sides are the same
         decoder_layers=2,
         decoder_attention_heads=4,
         decoder_ffn_dim=40,
-        cross_attention_hidden_size=64,
+        cross_attention_hidden_size=encoder.hidden_size,
         init_std=0.2,
         dropout=0.0,
     )
@@ -60,7 +66,7 @@ def oracles():
     made = {}
 
     def get(name):
-        config = reduced(OFFICIAL[name])
+        config = reduced(name)
         key = json.dumps(config.to_dict(), sort_keys=True)
         if key not in made:
             oracle = make_oracle(config.to_dict(), seed=3)
@@ -159,13 +165,24 @@ def test_flax_to_torch_to_flax_is_the_identity(oracles, tmp_path):
         assert again.generation_config == first.generation_config
 
 
-@pytest.mark.parametrize("name", ["trocr-small-printed", "trocr-base-handwritten", "trocr-large-printed"])
-def test_verify_finds_both_frameworks_equal(name, oracles, tmp_path):
+# The eleven have five architectures; each is compared in another of the formats it exists in.
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("trocr-small-printed", "fairseq"),
+        ("trocr-base-handwritten", "safetensors"),
+        ("trocr-base-stage1", "legacy bin"),
+        ("trocr-large-str", "sharded bin"),
+        ("trocr-large-printed", "fairseq"),
+    ],
+)
+def test_verify_finds_both_frameworks_equal(name, form, oracles, tmp_path):
     _, tensors, config = oracles(name)
-    report = verify(write(tmp_path / "source", "fairseq", tensors, config), max_new_tokens=8)
+    report = verify(write(tmp_path / "source", form, tensors, config), max_new_tokens=8)
     assert report.is_equal, str(report)
     assert max(report.differences.values()) < 1e-10
-    assert len(report.differences) == 2 * 3 + 2
+    layers = config.encoder.num_hidden_layers + config.decoder.decoder_layers
+    assert len(report.differences) == layers + 4
 
 
 def test_verify_reads_images_and_says_what_differs(monkeypatch):
@@ -181,15 +198,78 @@ def test_verify_reads_images_and_says_what_differs(monkeypatch):
     assert "NOT EQUAL" in str(report)
 
 
-def test_transformers_loads_what_is_written_without_a_warning(tmp_path, caplog):
+@pytest.fixture
+def heard():
+    """Every line that transformers logs as a warning or worse during a test."""
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.extend(record.getMessage().splitlines())
+
+    handler = Handler(logging.WARNING)
+    logger = transformers.utils.logging.get_logger("transformers")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def assert_only_the_pooler(lines):
+    """Of the report on loading, every line about a tensor is about the pooler, which no TrOCR has."""
+    reported = [line.split("|")[0].strip() for line in lines if "|" in line and "Key" not in line]
+    assert sorted(reported) == ["encoder.pooler.dense.bias", "encoder.pooler.dense.weight"]
+    others = [line for line in lines if "|" not in line and "---" not in line and line.strip()]
+    assert len(others) == 3, others  # the report's title and two lines of notes
+    assert "LOAD REPORT" in others[0]
+    lines.clear()
+
+
+def tokenizer_files(folder, name, vocab_size):
+    """The tokenizer of a fairseq model as its files: SentencePiece for small, GPT-2's for the others."""
+    if "small" in name:
+        train_sentencepiece(folder / "unilm3-cased.model")
+        return folder / "unilm3-cased.model"
+    tokens = ["a", "b", "c", "Ġ", "ab", "Ġab", "<|endoftext|>"]
+    (folder / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "vocab.bpe").write_text("#version: 0.2\na b\nĠ ab\n", encoding="utf-8")
+    lines = [f"{i} 1" for i in range(len(tokens))]
+    lines += [f"madeupword{i:04} 0" for i in range(vocab_size - len(lines) - 5)]
+    (folder / "gpt2_with_mask.dict.txt").write_text("\n".join([*lines, "<mask> 0"]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["trocr-small-printed", "trocr-base-handwritten", "trocr-large-printed"])
+def test_transformers_loads_a_converted_fairseq_file_without_a_warning(name, oracles, tmp_path, heard):
+    oracle, tensors, config = oracles(name)
+    source = write(tmp_path / "source", "fairseq", tensors, config)
+    tokenizer = tokenizer_files(tmp_path, name, config.decoder.vocab_size)
+    convert_checkpoint(source, tmp_path / "torch", to="torch", tokenizer=tokenizer)
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(tmp_path / "torch")
+    assert_only_the_pooler(heard)
+    for key, tensor in oracle.state_dict().items():
+        if "pooler" not in key:
+            assert torch.equal(model.state_dict()[key], tensor), key
+    processor = transformers.TrOCRProcessor.from_pretrained(tmp_path / "torch")
+    assert not heard
+    ours = TrOCRProcessor.from_pretrained(tmp_path / "torch")
+    for text in ("ab abc", "of the and", ""):
+        assert processor.tokenizer(text).input_ids == ours.tokenizer(text).input_ids
+    image = np.random.default_rng(0).integers(0, 256, (30, 100, 3), np.uint8)
+    theirs = processor.image_processor(image, return_tensors="np").pixel_values
+    np.testing.assert_array_equal(ours(image).pixel_values, theirs)
+    assert processor.image_processor.resample == 3  # bicubic, as unilm evaluates
+
+
+def test_transformers_loads_what_is_written_without_a_warning(tmp_path, heard):
     convert_checkpoint(EMBEDDED, tmp_path / "torch", to="torch", dtype="float32")
     model, info = transformers.VisionEncoderDecoderModel.from_pretrained(tmp_path / "torch", output_loading_info=True)
-    assert set(info["missing_keys"]) <= {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
+    assert_only_the_pooler(heard)
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     assert model.decoder.output_projection.weight is model.decoder.model.decoder.embed_tokens.weight
     assert model.generation_config.max_length == 48
     processor = transformers.TrOCRProcessor.from_pretrained(tmp_path / "torch")
+    assert not heard
     ours = TrOCR.from_pretrained().processor
     text = "Total : $8.20"
     assert processor.tokenizer(text).input_ids == ours.tokenizer(text).input_ids
@@ -211,6 +291,40 @@ def test_weights_can_be_rounded_on_the_way(dtype, tmp_path):
 def test_a_dry_run_writes_nothing(tmp_path):
     convert_checkpoint(EMBEDDED, tmp_path / "out", dry_run=True)
     assert not list(tmp_path.iterdir())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_long_work_shows_its_progress_on_a_terminal_only(monkeypatch, tmp_path, capsys):
+    import tqdm
+
+    shown = {}
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *args, **options):
+            assert options.pop("delay") > 0  # what takes no time shows no bar
+            super().__init__(*args, **options)
+
+        def close(self):
+            shown[self.desc.rstrip(": ")] = self.n, self.total
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    convert_checkpoint(EMBEDDED, tmp_path / "quiet", show_progress=True)
+    assert shown == {}
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    convert_checkpoint(EMBEDDED, tmp_path / "shown", show_progress=True)
+    size = sum(tensor.nbytes for tensor in store.read_tensors(EMBEDDED / "flax_model.safetensors").values())
+    assert shown == {"checking": (size, size), "writing": (size, size)}
+    assert "writing" in terminal.getvalue()
+    shown.clear()
+    convert_checkpoint(EMBEDDED, tmp_path / "not asked for")
+    assert shown == {}
 
 
 def test_a_failed_conversion_leaves_the_old_folder_alone(tmp_path, oracles, monkeypatch):
@@ -243,8 +357,75 @@ def test_adapters_are_refused_clearly(oracles, tmp_path):
     _, tensors, config = oracles("trocr-small-printed")
     name = "base_model.model.decoder.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
     source = write(tmp_path / "source", "safetensors", tensors | {name: np.zeros((2, 2), np.float32)}, config)
-    with pytest.raises(CheckpointError, match="merge_and_unload"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors holds the adapters.*merge_and_unload"):
         load_checkpoint(source)
+    assert "merge_and_unload" in inspect(source).problem
+    # As peft saves them: a folder without a model.
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    safetensors.numpy.save_file({name: np.zeros((2, 2), "f")}, tmp_path / "adapters" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapters holds the adapters.*merge_and_unload"):
+        TrOCR.from_pretrained(tmp_path / "adapters")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", FORMATS)
+def test_numbers_that_are_not_finite_are_refused(number, form, oracles, tmp_path):
+    _, tensors, config = oracles("trocr-small-printed")
+    name = "decoder.model.decoder.layers.1.fc1.weight"
+    spoilt = tensors[name].copy()
+    spoilt[3, 4:6] = number
+    source = write(tmp_path / "source", form, tensors | {name: spoilt}, config)
+    with pytest.raises(
+        CheckpointError, match=r"decoder\.layers_1\.mlp\.fc1\.kernel holds 2 numbers that are not finite"
+    ):
+        convert_checkpoint(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "not finite" in inspect(source).problem
+
+
+def test_a_weights_file_may_be_named_itself(oracles, tmp_path):
+    _, tensors, config = oracles("trocr-base-printed")
+    source = write(tmp_path / "source", "bin", tensors, config)
+    (source / "pytorch_model.bin").rename(source / "epoch3.bin")
+    checkpoint = convert_checkpoint(source / "epoch3.bin", tmp_path / "out")
+    assert_same(checkpoint.params, store.from_torch(tensors, names.table(config), "the twin"))
+    (source / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"epoch3\.bin .* lacks config\.json beside it"):
+        load_checkpoint(source / "epoch3.bin")
+    found = inspect(source / "epoch3.bin")
+    assert found.num_tensors == len(tensors)
+    assert "config.json" in found.problem
+
+
+@pytest.mark.parametrize("vocab_size", [150, 300])
+def test_tokenizer_and_embeddings_may_differ_in_size(vocab_size, tmp_path):
+    # A swapped tokenizer (SentencePiece under a base architecture), with more and with fewer tokens than embeddings.
+    train_sentencepiece(tmp_path / "sentencepiece.bpe.model")
+    twin = make_twin(config_dict(decoder={"vocab_size": vocab_size}))
+    twin.oracle.save_pretrained(tmp_path / "source")
+    shutil.copy(tmp_path / "sentencepiece.bpe.model", tmp_path / "source")
+    shutil.copy(EMBEDDED / "preprocessor_config.json", tmp_path / "source")
+    convert_checkpoint(tmp_path / "source", tmp_path / "out")
+    ocr = TrOCR.from_pretrained(tmp_path / "out")
+    theirs = transformers.XLMRobertaTokenizer.from_pretrained(tmp_path / "out")
+    assert 150 < len(ocr.processor.tokenizer) == len(theirs) < 300
+    assert ocr.config.decoder.vocab_size == vocab_size
+    ids = ocr.generate(twin.pixels(2), max_new_tokens=6).sequences
+    assert ids.max() < vocab_size
+    known = [[token for token in row if token < len(theirs)] for row in ids.tolist()]
+    texts = ocr.processor.batch_decode(ids, skip_special_tokens=True)
+    assert texts == theirs.batch_decode(known, skip_special_tokens=True)
+
+
+def test_a_dtype_that_is_too_narrow_is_refused(oracles, tmp_path):
+    _, tensors, config = oracles("trocr-small-printed")
+    name = "encoder.layernorm.weight"
+    source = write(tmp_path / "source", "bin", tensors | {name: tensors[name] + 1e5}, config)
+    with pytest.raises(ValueError, match="float16 cannot hold"):
+        convert_checkpoint(source, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    convert_checkpoint(source, tmp_path / "out", dtype="bfloat16")
 
 
 def test_community_fine_tunes_load(tmp_path):

@@ -1,31 +1,28 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
-import threading
 import time
-from urllib.parse import urlsplit
+import types
 
 import huggingface_hub.constants
+import huggingface_hub.errors
+import huggingface_hub.file_download
 import numpy as np
 import pytest
 import safetensors.numpy
-from huggingface_hub.utils import close_session
 
 import trocr_jax
+from tests.checkpoints.hub_server import COMMIT
 from trocr_jax import cli
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.hub import local_folder
 
 EMBEDDED = pathlib.Path(trocr_jax.__file__).parent / "assets" / "trocr-nano-printed"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REVISIONS = ("main", "v1", COMMIT)
 SMALL = {
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"
 }  # fmt: skip
@@ -38,134 +35,6 @@ UNWANTED = {
     "runs/config.json": b"{}",
     "training_args.bin": b"settings",
 }
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """The part of the hub's protocol that downloads need."""
-
-    def do_GET(self):
-        self.answer_request()
-
-    def do_HEAD(self):
-        self.answer_request()
-
-    def answer_request(self):
-        hub = self.server.hub
-        path = urlsplit(self.path).path
-        hub.requests.append((self.command, path))
-        hub.tokens.append(self.headers.get("Authorization"))
-        if hub.is_breaking_off:
-            return
-        if hub.status != 200:
-            self.answer(hub.status)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
-            self.describe(*match.groups())
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self.send_file(*match.groups())
-        else:
-            self.answer(404)
-
-    def is_refused(self, repository, revision):
-        hub = self.server.hub
-        if repository not in hub.repositories:
-            self.answer(hub.unknown_status, code="RepoNotFound")
-        elif revision not in REVISIONS:
-            self.answer(404, code="RevisionNotFound")
-        else:
-            return False
-        return True
-
-    def describe(self, repository, kind, revision):
-        if self.is_refused(repository, revision):
-            return
-        files = self.server.hub.repositories[repository]
-        if kind == "revision":
-            siblings = [{"rfilename": name} for name in files]
-            content = {"id": repository, "sha": COMMIT, "siblings": siblings}
-        else:
-            content = [
-                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                for name, body in files.items()
-            ]
-        self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def send_file(self, repository, revision, name):
-        if self.is_refused(repository, revision):
-            return
-        hub = self.server.hub
-        body = hub.repositories[repository].get(name)
-        if hub.gate_status is not None and self.headers.get("Authorization") != "Bearer hf_good":
-            self.answer(hub.gate_status, code="GatedRepo")
-        elif body is None:
-            self.answer(404, code="EntryNotFound", headers={"X-Repo-Commit": COMMIT})
-        else:
-            tag = hashlib.sha1(body).hexdigest()
-            self.answer(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
-
-    def answer(self, status, body=b"", headers=None, code=None):
-        self.send_response(status)
-        for name, value in {**(headers or {}), **({"X-Error-Code": code} if code else {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Hub:
-    """A model hub on this machine, and what it was asked for."""
-
-    def __init__(self):
-        self.repositories = {}
-        self.requests, self.tokens = [], []
-        self.status, self.unknown_status, self.gate_status = 200, 404, None
-        self.is_breaking_off = False
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.hub = self
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def stop(self):
-        if self.thread.is_alive():
-            self.server.shutdown()
-            self.thread.join()
-            self.server.server_close()
-
-    def add(self, repository, *files, **contents):
-        self.repositories[repository] = {name: name.encode() for name in files} | contents
-
-    def fetched(self):
-        """Names of the files that were downloaded, not only asked about."""
-        found = [re.fullmatch(r"/.+?/.+?/resolve/[^/]+/(.+)", path) for kind, path in self.requests if kind == "GET"]
-        return sorted(match[1] for match in found if match)
-
-    def asked(self):
-        found = [re.fullmatch(r"/.+?/.+?/resolve/[^/]+/(.+)", path) for _, path in self.requests]
-        return {match[1] for match in found if match}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A running hub that huggingface_hub in this process takes for the real one, with an empty cache."""
-    running = Hub()
-    constants = {
-        "ENDPOINT": running.endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": running.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
-    }
-    for name, value in constants.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    close_session()
-    yield running
-    close_session()
-    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -338,10 +207,45 @@ def test_a_repository_without_weights_is_named(hub):
         trocr_jax.TrOCR.from_pretrained("org/old")
 
 
+def test_adapters_without_their_base_are_named(hub):
+    hub.add("org/adapters", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
+    with pytest.raises(ValueError, match=r"org/adapters holds the adapters .*merge_and_unload"):
+        trocr_jax.TrOCR.from_pretrained("org/adapters")
+    assert hub.fetched() == ["adapter_config.json", "tokenizer.json"]
+
+
 def test_bin_is_fetched_where_there_is_nothing_better(hub):
     hub.add("org/old", "config.json", "pytorch_model.bin", "training_args.bin", "flax_model.msgpack")
     local_folder("org/old")
     assert hub.fetched() == ["config.json", "pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("datasets", "dataset"), ("spaces", "space")])
+def test_what_is_no_model_is_named(hub, kind, name):
+    hub.others["org/other"] = kind
+    with pytest.raises(FileNotFoundError, match=f"org/other is a {name} on the hub, not a model"):
+        local_folder("org/other")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 503, None])
+def test_asking_what_is_no_model_hides_no_error(hub, status):
+    hub.others_status = status
+    with pytest.raises(FileNotFoundError, match="org/absent is not a folder here and no model on the hub") as caught:
+        local_folder("org/absent")
+    assert isinstance(caught.value.__cause__, huggingface_hub.errors.RepositoryNotFoundError)
+    assert [path for _, path in hub.requests if path.startswith(("/api/datasets", "/api/spaces"))] == [
+        "/api/datasets/org/absent",
+        "/api/spaces/org/absent",
+    ]
+
+
+def test_what_is_no_model_is_asked_only_where_the_model_is_missing(hub):
+    hub.others["org/model"] = "datasets"
+    hub.add("org/model", "config.json", "flax_model.safetensors")
+    local_folder("org/model")
+    with pytest.raises(FileNotFoundError, match="no revision"):
+        local_folder("org/model", revision="v9")
+    assert not [path for _, path in hub.requests if path.startswith(("/api/datasets", "/api/spaces"))]
 
 
 @pytest.mark.parametrize("trouble", ["down", "error", "offline", "local_files_only"])
@@ -356,8 +260,9 @@ def test_an_unreachable_hub_is_named_at_once(hub, trouble, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
         options["local_files_only"] = True
+    reason = "local_files_only forbids" if trouble == "local_files_only" else "the hub cannot be reached"
     start = time.monotonic()
-    with pytest.raises(OSError, match="org/model is neither a folder nor in the local cache, and the hub cannot"):
+    with pytest.raises(OSError, match=f"org/model is neither a folder nor wholly in the local cache, and {reason}"):
         trocr_jax.TrOCR.from_pretrained("org/model", **options)
     assert time.monotonic() - start < 5
 
@@ -373,15 +278,100 @@ def test_a_download_that_lacks_its_weights_is_named(hub):
     hub.add("org/model", "config.json", "flax_model.safetensors")
     local_folder("org/model", with_weights=False)
     hub.stop()
-    with pytest.raises(OSError, match="org/model is neither a folder nor in the local cache"):
+    with pytest.raises(OSError, match="org/model is neither a folder nor wholly in the local cache"):
         local_folder("org/model", local_files_only=True)
 
 
-def test_a_request_that_the_hub_refuses_is_named(hub):
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(401, "wants a valid token; log in"), (403, "the token lacks the permission"), (429, "the hub refuses .*429")],
+)
+def test_a_request_that_the_hub_refuses_is_named(hub, status, reason):
     hub.add("org/model", "config.json", "flax_model.safetensors")
-    hub.status = 401
-    with pytest.raises(OSError, match="org/model"):
+    hub.status = status
+    with pytest.raises(OSError, match=f"(?s)org/model cannot be downloaded: .*{reason}"):
         local_folder("org/model")
+
+
+def test_another_page_in_the_hubs_place_is_named(hub):
+    hub.page = b"<html>Log in to this network</html>"
+    with pytest.raises(OSError, match=r"org/model could not be downloaded .*check the connection"):
+        local_folder("org/model")
+
+
+def test_a_forced_download_without_the_hub_is_named(hub):
+    hub.add("org/model", "config.json", "flax_model.safetensors")
+    local_folder("org/model")
+    hub.stop()
+    with pytest.raises(OSError, match=r"org/model could not be downloaded .*check the connection"):
+        local_folder("org/model", force_download=True)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that huggingface_hub would have waited before it tried to download again."""
+    seconds = []
+    monkeypatch.setattr(huggingface_hub.file_download, "time", types.SimpleNamespace(sleep=seconds.append))
+    # What arrived of an unfinished chunk is lost, and chunks are of 10 MB.
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    return seconds
+
+
+def random_bytes(count, seed):
+    return np.random.default_rng(seed).bytes(count)
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub, waits):
+    body = random_bytes(200_000, 0)
+    hub.add("org/model", "config.json", **{"flax_model.safetensors": body})
+    hub.breaks["flax_model.safetensors"] = [70_000, 0, 90_000]
+    folder = local_folder("org/model")
+    assert (folder / "flax_model.safetensors").read_bytes() == body
+    assert [part for part in hub.sent if part[0] == "flax_model.safetensors"] == [
+        ("flax_model.safetensors", 0, 70_000),
+        ("flax_model.safetensors", 70_000, 0),
+        ("flax_model.safetensors", 70_000, 90_000),
+        ("flax_model.safetensors", 160_000, 40_000),
+    ]
+    assert len(waits) == 3
+
+
+@pytest.fixture
+def half_downloaded(hub, waits):
+    """The files of "org/shards", of which the second shard broke off until huggingface_hub gave up."""
+    shards = {f"model-{i}.safetensors": random_bytes(100_000, i) for i in (1, 2)}
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+    hub.add("org/shards", "config.json", **shards, **{"model.safetensors.index.json": index})
+    hub.breaks["model-2.safetensors"] = [50_000, 0, 0, 0, 0, 0]
+    with pytest.raises(OSError, match=r"org/shards could not be downloaded .*check the connection and try again"):
+        local_folder("org/shards")
+    assert hub.breaks["model-2.safetensors"] == []
+    return hub.repositories["org/shards"]
+
+
+def test_the_load_after_a_broken_one_fetches_only_what_is_missing(hub, half_downloaded):
+    first = sum(count for *_, count in hub.sent)
+    hub.sent.clear()
+    folder = local_folder("org/shards")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == half_downloaded
+    # Files that were complete are not sent again. The other one may be, from its beginning: huggingface_hub 2.4 deletes
+    # the part that it had, because on some filesystems two processes could write to it at once (its issue 4228).
+    assert {name for name, *_ in hub.sent} == {"model-2.safetensors"}
+    assert sum(count for *_, count in hub.sent) <= 100_000 < first
+    hub.stop()
+    assert local_folder("org/shards", local_files_only=True) == folder
+
+
+def test_half_a_download_is_never_taken_for_a_whole_one(hub, half_downloaded, tmp_path):
+    # What a process that was killed leaves behind.
+    body = half_downloaded["model-2.safetensors"]
+    for end in ("incomplete", "0123abcd.incomplete"):
+        path = next((tmp_path / "hub").rglob("blobs")) / f"{hashlib.sha1(body).hexdigest()}.{end}"
+        path.write_bytes(body[:50_000])
+    with pytest.raises(OSError, match=r"org/shards is neither .* wholly in the local cache, .* load it once without"):
+        local_folder("org/shards", local_files_only=True)
+    folder = local_folder("org/shards")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == half_downloaded
 
 
 def test_the_command_line_says_what_is_wrong_with_a_model(hub, tmp_path, capsys):

@@ -1,12 +1,17 @@
-"""A hub id or a folder -> a folder on this machine, with no more downloaded than is read."""
+"""A hub id or a folder -> a folder on this machine, with no more downloaded than is read; a folder -> the hub."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import pathlib
 import re
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
 
 NATIVE_NAME = "flax_model.safetensors"
@@ -18,8 +23,16 @@ BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 # What weights may be called, best first.
 WEIGHT_NAMES = (NATIVE_NAME, NATIVE_INDEX_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
 
+# What peft writes instead of a model.
+_ADAPTER_NAME = "adapter_config.json"
+ADAPTER_REASON = (
+    "holds the adapters of a fine-tune (LoRA), not a model: merge them into their base with peft "
+    "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)) and use what that writes"
+)
+
 _SMALL_FILES = (
     CONFIG_NAME,
+    _ADAPTER_NAME,
     GENERATION_CONFIG_NAME,
     "preprocessor_config.json",
     "processor_config.json",
@@ -31,6 +44,11 @@ _SMALL_FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
 )
+
+_TOKEN_ADVICE = {
+    401: "the hub wants a valid token; log in (`hf auth login`) or pass token=",
+    403: "the token lacks the permission; pass a token= that has it, or ask the repository's owner",
+}
 
 
 def local_folder(
@@ -45,12 +63,15 @@ def local_folder(
 ) -> pathlib.Path:
     """The folder of a checkpoint: `source` itself if it is one, else the hub repository "org/name", downloaded.
 
-    The options are huggingface_hub's. Of the weights one file is fetched: the native one, else safetensors,
-    else .bin. Raises
-    FileNotFoundError or OSError saying what is wrong and what to do.
+    The options are huggingface_hub's. Of the weights one file is fetched: the native one, else safetensors, else .bin.
+    Raises FileNotFoundError or OSError saying what is wrong and what to do, CheckpointError for adapters without their
+    base.
     """
     if os.fspath(source) and pathlib.Path(source).is_dir():
-        return pathlib.Path(source)
+        folder = pathlib.Path(source)
+        if with_weights:
+            _check_is_model(folder, source)
+        return folder
     repo_id = os.fspath(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or repo_id.startswith("."):
         raise FileNotFoundError(f"{repo_id!r} is neither a folder nor a hub id of the form org/name")
@@ -64,37 +85,143 @@ def local_folder(
     return _download(repo_id, options, with_weights=with_weights)
 
 
-def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> pathlib.Path:
+def _check_is_model(folder: pathlib.Path, source: str | os.PathLike[str]) -> None:
+    if (folder / _ADAPTER_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{source} {ADAPTER_REASON}")
+
+
+def upload_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    files: Collection[str] | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """The address of the one commit (or pull request) that puts a folder's files into the hub's repository `repo_id`.
+
+    `repo_id` is "org/name", or "name" for one of your own; a repository that is not there is made, and only then does
+    `private` count. `files` are names inside the folder, by default all but those of .git and .cache. `revision` is
+    the branch to commit to. Raises ValueError for what cannot be a repository, FileNotFoundError for a folder or a
+    file that is not there, both before the hub is asked, and OSError saying what to do if the hub does not take them.
+    """
     # Imported here: it takes longer than reading a small checkpoint.
-    import huggingface_hub
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"{repo_id!r} is no hub id of the form org/name or name: {error}") from error
+    operations = [CommitOperationAdd(name, path) for name, path in _paths(pathlib.Path(folder), files).items()]
+    api = HfApi(token=token)
+    absent = f"the hub lets you write to no {repo_id}; log in (`hf auth login`) or pass a token= that may"
+    unreachable = f"{repo_id} cannot be uploaded: the hub cannot be reached; check the connection and HF_HUB_OFFLINE"
+    with _explained(repo_id, revision, "uploaded", lambda: absent, unreachable):
+        # Not upload_folder: where it can, that one makes several commits of many files.
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.create_commit(
+            name,
+            operations,
+            commit_message=commit_message or "Upload with trocr_jax",
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def _paths(folder: pathlib.Path, files: Collection[str] | None) -> dict[str, pathlib.Path]:
+    """The files to upload by their names in the repository. Raises FileNotFoundError for what is not there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: nothing to upload")
+    if files is None:
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        # The hub refuses these two: what git and huggingface_hub keep in a folder for themselves.
+        files = [name.as_posix() for name in found if not {".git", ".cache"} & set(name.parts)]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"{folder} holds no {', '.join(missing) or 'files'}: nothing to upload")
+    return {name: folder / name for name in files}
+
+
+@contextlib.contextmanager
+def _explained(
+    repo_id: str, revision: str | None, done: str, absent: Callable[[], str], unreachable: str
+) -> Iterator[None]:
+    """Turns the errors of huggingface_hub into FileNotFoundError or OSError saying what is wrong and what to do.
+
+    `done` is "downloaded" or "uploaded", `absent` says why the hub does not have the repository, and `unreachable` is
+    the message where the hub was not asked or did not answer. Other OSErrors and ValueErrors are left as they are.
+    """
     from huggingface_hub import errors
 
     try:
+        yield
+    except Exception as error:
+        cause = _cause(error)
+        reason = " ".join(dict.fromkeys(str(part).strip() for part in (error, cause)))
+        status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
+        if isinstance(cause, errors.GatedRepoError):
+            text = f"{repo_id} is gated: accept its terms on the hub's page and log in (`hf auth login`) or pass token="
+            raise OSError(text) from error
+        if isinstance(cause, errors.RevisionNotFoundError):
+            text = f"{repo_id} has no revision {revision!r}; the hub's page lists its branches and tags"
+            raise FileNotFoundError(text) from error
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            raise FileNotFoundError(absent()) from error
+        if isinstance(cause, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+            raise OSError(unreachable) from error
+        if status is not None and status < 500:
+            advice = _TOKEN_ADVICE.get(status, "the hub refuses")
+            raise OSError(f"{repo_id} cannot be {done}: {advice} ({reason})") from error
+        # A hub in trouble, a connection that broke off, or a network's own page in the hub's place: it may pass.
+        is_passing = status is not None or isinstance(cause, (ConnectionError, TimeoutError, json.JSONDecodeError))
+        if not is_passing and isinstance(cause, (OSError, ValueError)):
+            raise
+        raise OSError(f"{repo_id} could not be {done} ({reason}); check the connection and try again") from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """The hub's answer, where huggingface_hub raised something vaguer from it; else the error itself."""
+    from huggingface_hub import errors
+
+    cause = error.__cause__
+    # An upload or a forced download that "failed"; a hub that "cannot be reached" when in fact it said no.
+    is_vague = type(error) in (RuntimeError, ValueError) and isinstance(cause, errors.HTTPError)
+    is_no = isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500
+    if cause is not None and (is_vague or (is_no and isinstance(error, errors.LocalEntryNotFoundError))):
+        return cause
+    return error
+
+
+def _absent(repo_id: str, token: str | bool | None) -> str:
+    """Why the hub has no such model; asks it whether something else goes by that name."""
+    from huggingface_hub import HfApi
+
+    for kind in ("dataset", "space"):
+        # This only improves a message: whatever goes wrong here must not take the place of the error it is about.
+        with contextlib.suppress(Exception):
+            HfApi().repo_info(repo_id, repo_type=kind, token=token, timeout=5)
+            return f"{repo_id} is a {kind} on the hub, not a model; pass the id of a model"
+    return f"{repo_id} is not a folder here and no model on the hub; check the spelling, or log in if it is private"
+
+
+def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> pathlib.Path:
+    import huggingface_hub
+
+    advice = "the hub cannot be reached; check the connection and HF_HUB_OFFLINE, or pass a folder"
+    if options["local_files_only"]:
+        advice = "local_files_only forbids to ask the hub; load it once without, or pass a folder"
+    unreachable = f"{repo_id} is neither a folder nor wholly in the local cache, and {advice}"
+    absent = functools.partial(_absent, repo_id, options["token"])
+    with _explained(repo_id, options["revision"], "downloaded", absent, unreachable):
         folder = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(_SMALL_FILES), **options))
         if with_weights:
+            _check_is_model(folder, repo_id)
             _download_weights(repo_id, folder, options)
-    except errors.GatedRepoError as error:
-        raise OSError(
-            f"{repo_id} is gated: accept its terms on the hub's page and log in (`hf auth login`) or pass token="
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id} has no revision {options['revision']!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo_id} is not a folder here and no model on the hub; check the spelling, or log in if it is private"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
-        raise OSError(
-            f"{repo_id} is neither a folder nor in the local cache, and the hub cannot be reached; "
-            "check the connection, or pass a folder"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise OSError(f"the hub refused {repo_id}: {error}") from error
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        # The HTTP library's own errors, of a connection that broke off for one, are neither.
-        raise OSError(f"{repo_id} could not be downloaded ({error}); check the connection and try again") from error
     return folder
 
 

@@ -6,8 +6,11 @@ reported at once.
 
 from __future__ import annotations
 
+import collections
+import json
 import os
 import pathlib
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,17 +21,11 @@ import safetensors.numpy
 
 from trocr_jax.checkpoints import names
 from trocr_jax.checkpoints.errors import CheckpointError
-from trocr_jax.checkpoints.hub import NATIVE_INDEX_NAME, NATIVE_NAME, WEIGHT_NAMES
+from trocr_jax.checkpoints.hub import ADAPTER_REASON, NATIVE_INDEX_NAME, NATIVE_NAME, WEIGHT_NAMES
 from trocr_jax.checkpoints.names import Entry, Path, flatten, unflatten
-from trocr_jax.checkpoints.torch_reader import read_shards, read_torch_tensors
+from trocr_jax.checkpoints.torch_reader import LFS_POINTER, read_shards, read_torch_tensors
 from trocr_jax.config import TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
 
-# Beside the adapters of a fine-tune (peft), which are no model by themselves.
-ADAPTER_NAME = "adapter_config.json"
-_ADAPTER_REASON = (
-    "holds the adapters of a fine-tune (LoRA), not a model: merge them into their base with peft "
-    "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)) and use what that writes"
-)
 # What wrappers put before every name: torch's DataParallel, Lightning and others, torch.compile.
 _TRAINER_PREFIXES = ("module.", "model.", "_orig_mod.")
 
@@ -36,16 +33,11 @@ Params = dict[str, Any]
 
 
 def find_weights(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The weights file that a folder is read from: the native one, else safetensors, else torch's .bin.
-
-    Raises FileNotFoundError if there is none, CheckpointError if there are only the adapters of a fine-tune.
-    """
+    """The weights file that a folder is read from: the native one, else safetensors, else torch's .bin."""
     folder = pathlib.Path(folder)
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    if (folder / ADAPTER_NAME).is_file():
-        raise CheckpointError(f"{folder} {_ADAPTER_REASON}")
     raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}")
 
 
@@ -104,9 +96,34 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     if path.suffix != ".safetensors":
         return read_torch_tensors(path)
     try:
-        return safetensors.numpy.load_file(path)
+        tensors = safetensors.numpy.load_file(path)
+        _check_named_once(path)
     except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); download or export it again") from error
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        reason = "it is a pointer of Git LFS; fetch the weights with `git lfs pull`"
+        reason = reason if is_pointer else f"{error}; download or export it again"
+        raise CheckpointError(f"{path} cannot be read as safetensors: {reason}") from error
+    except AttributeError as error:  # what the format's package raises for numbers of 8 bits and fewer
+        raise CheckpointError(
+            f"{path} holds numbers of a type that is not read ({error}); export it in float32, float16 or bfloat16"
+        ) from error
+    return tensors
+
+
+def _check_named_once(path: pathlib.Path) -> None:
+    """Raises ValueError if a header, which the format's package has read, names a tensor twice: it takes the last."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            twice = [name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1]
+            raise ValueError(f"{twice[:5]} are stored more than once")
+        return dict(pairs)
+
+    json.loads(header, object_pairs_hook=once)
 
 
 def without_trainer_prefix(tensors: Mapping[str, np.ndarray], source: pathlib.Path) -> dict[str, np.ndarray]:
@@ -115,7 +132,7 @@ def without_trainer_prefix(tensors: Mapping[str, np.ndarray], source: pathlib.Pa
     Raises CheckpointError naming `source` for the adapters of a fine-tune, which are no model by themselves.
     """
     if any(".lora_" in name for name in tensors):
-        raise CheckpointError(f"{source} {_ADAPTER_REASON}")
+        raise CheckpointError(f"{source} {ADAPTER_REASON}")
     for prefix in _TRAINER_PREFIXES:
         parts = tuple(f"{prefix}{part}" for part in ("encoder.", "decoder.", "enc_to_dec_proj."))
         if tensors and all(name.startswith(parts) for name in tensors):

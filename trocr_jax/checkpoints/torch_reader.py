@@ -25,6 +25,7 @@ from trocr_jax.checkpoints.torch_tensors import DTYPES, Rebuilder, Storage, kind
 from trocr_jax.config import read_json
 
 _STATE_DICTS = ("model", "state_dict", "module")  # fairseq, Lightning, DeepSpeed
+LFS_POINTER = b"version https://git-lfs"
 # The older format's first two pickles.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -143,7 +144,7 @@ def _read(file: BinaryIO) -> Any:
         return _read_zip(Archive(file, raw))
     if start[257:262] == b"ustar":
         raise ValueError("it has the tar format of torch before 0.1.10, which is not read; load and save it with torch")
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(LFS_POINTER):
         raise ValueError("it is a pointer of Git LFS; fetch the weights with `git lfs pull`")
     return _read_older(raw)
 

@@ -1,0 +1,62 @@
+"""README's commands on checkpoints, run as they stand there, in the order that a new user would."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import shutil
+
+import pytest
+import transformers
+
+import convert.__main__
+from tests.checkpoints.test_conversion import reduced, write
+from tests.conftest import SAMPLES
+from tests.processing.test_tokenizer import train_sentencepiece
+from tests.twins import make_oracle
+from trocr_jax import cli
+from trocr_jax.checkpoints import names, store
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def commands(heading):
+    """The lines of the code blocks for a shell below a heading, in order."""
+    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """A folder with what the commands name: a fairseq file of trocr-small's kind, its tokenizer, an image."""
+    config = reduced("trocr-small-printed")
+    state = {key: tensor.numpy() for key, tensor in make_oracle(config.to_dict(), seed=3).state_dict().items()}
+    table = names.table(config)
+    tensors = store.to_torch(store.from_torch(state, table, "the oracle"), table)
+    shutil.move(write(tmp_path / "source", "fairseq", tensors, config), tmp_path / "trocr-small-printed.pt")
+    train_sentencepiece(tmp_path / "unilm3-cased.model")
+    shutil.copy(SAMPLES / "price.png", tmp_path / "line.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_bring_your_own_checkpoint(downloads, capsys):
+    told = commands("Bring your own checkpoint")
+    assert len(told) == 5
+    for command in told:
+        program, *arguments = shlex.split(command)
+        if program == "trocr-jax":
+            assert cli.main(arguments) == 0, command
+        else:
+            assert [program, *arguments[:2]] == ["python", "-m", "convert"]
+            assert convert.__main__.main(arguments[2:]) == 0, command
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "architecture of" in out
+    assert "small-printed" in out
+    assert out.endswith("equal\n")
+    model = transformers.VisionEncoderDecoderModel.from_pretrained("for-pytorch")
+    assert model.config.decoder.d_model == 32
+    assert (downloads / "small-printed" / "flax_model.safetensors").is_file()
