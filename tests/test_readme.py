@@ -14,7 +14,7 @@ import convert.__main__
 from tests.checkpoints.test_conversion import reduced, write
 from tests.conftest import SAMPLES
 from tests.processing.test_tokenizer import train_sentencepiece
-from tests.twins import make_oracle
+from tests.twins import make_oracle, torch_tensors
 from trocr_jax import cli
 from trocr_jax.checkpoints import names, store
 
@@ -33,8 +33,7 @@ def downloads(tmp_path, monkeypatch):
     """A folder with what the commands name: a fairseq file of trocr-small's kind, its tokenizer, an image."""
     config = reduced("trocr-small-printed")
     state = {key: tensor.numpy() for key, tensor in make_oracle(config.to_dict(), seed=3).state_dict().items()}
-    table = names.table(config)
-    tensors = store.to_torch(store.from_torch(state, table, "the oracle"), table)
+    tensors = torch_tensors(store.from_torch(state, names.table(config), "the oracle"), config)
     shutil.move(write(tmp_path / "source", "fairseq", tensors, config), tmp_path / "trocr-small-printed.pt")
     train_sentencepiece(tmp_path / "unilm3-cased.model")
     shutil.copy(SAMPLES / "price.png", tmp_path / "line.png")

@@ -184,6 +184,12 @@ def make_reader(content: dict[str, Any] | None = None, seed: int = 0, end_rate: 
     return dataclasses.replace(twin, params=store.from_torch(tensors, names.table(twin.config), "the oracle"))
 
 
+def torch_tensors(params: dict[str, Any], config: VisionEncoderDecoderConfig) -> dict[str, np.ndarray]:
+    """The tensors of a torch file by v4's names, contiguous, as other packages want them."""
+    tensors = store.to_torch(params, names.table(config))
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
 @functools.cache
 def default_twin(seed: int = 0) -> Twin:
     """The twin of the small default, made once."""

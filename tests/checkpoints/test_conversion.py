@@ -21,7 +21,7 @@ from convert.verify import verify
 from tests.checkpoints.test_store import assert_same
 from tests.conftest import SAMPLES
 from tests.processing.test_tokenizer import train_sentencepiece
-from tests.twins import config_dict, make_oracle, make_twin
+from tests.twins import config_dict, make_oracle, make_twin, torch_tensors
 from trocr_jax import TrOCR, TrOCRProcessor
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.conversion import convert as convert_checkpoint
@@ -72,7 +72,7 @@ def oracles():
             oracle = make_oracle(config.to_dict(), seed=3)
             state = {key: tensor.numpy() for key, tensor in oracle.state_dict().items()}
             params = store.from_torch(state, names.table(config), name)
-            made[key] = oracle, store.to_torch(params, names.table(config)), config
+            made[key] = oracle, torch_tensors(params, config), config
         return made[key]
 
     return get
@@ -433,10 +433,7 @@ def test_community_fine_tunes_load(tmp_path):
     content = config_dict(decoder={"vocab_size": 60, "cross_attention_hidden_size": None})
     content |= {"decoder_start_token_id": 0, "num_beams": 4, "no_repeat_ngram_size": 3, "max_length": 40}
     twin = make_twin(content)
-    tensors = {
-        name: tensor.astype(np.float16)
-        for name, tensor in store.to_torch(twin.params, names.table(twin.config)).items()
-    }
+    tensors = {name: tensor.astype(np.float16) for name, tensor in torch_tensors(twin.params, twin.config).items()}
     tensors["encoder.pooler.dense.weight"] = np.zeros((24, 24), np.float16)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text(json.dumps(content))

@@ -11,7 +11,7 @@ from convert.verify import verify
 from tests.checkpoints.test_conversion import FORMATS, write
 from tests.checkpoints.test_store import assert_same
 from tests.test_full_size import SHAPES
-from tests.twins import make_oracle
+from tests.twins import make_oracle, torch_tensors
 from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.conversion import convert, load_checkpoint
 from trocr_jax.checkpoints.inspection import inspect
@@ -24,10 +24,9 @@ def test_official_shapes_at_full_size(shape, tmp_path):
     name = SHAPES[shape]
     # Wider weights than at the start of a training, so that the best tokens are clearly the best.
     config = OFFICIAL[name].replace(decoder=OFFICIAL[name].decoder.replace(init_std=0.05))
-    table = names.table(config)
     state = {key: tensor.numpy() for key, tensor in make_oracle(config.to_dict(), seed=5).state_dict().items()}
-    params = store.from_torch(state, table, name)
-    tensors = store.to_torch(params, table)
+    params = store.from_torch(state, names.table(config), name)
+    tensors = torch_tensors(params, config)
     for form in FORMATS:
         source = write(tmp_path / form, form, tensors, config)
         assert_same(load_checkpoint(source).params, params)

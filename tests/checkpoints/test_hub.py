@@ -18,8 +18,8 @@ import safetensors.numpy
 
 import trocr_jax
 from tests.checkpoints.hub_server import COMMIT
+from tests.twins import torch_tensors
 from trocr_jax import cli
-from trocr_jax.checkpoints import names, store
 from trocr_jax.checkpoints.hub import local_folder
 
 EMBEDDED = pathlib.Path(trocr_jax.__file__).parent / "assets" / "trocr-nano-printed"
@@ -49,7 +49,7 @@ def embedded():
 
 
 def torch_weights(ocr):
-    return store.to_torch(ocr.params, names.table(ocr.config))
+    return torch_tensors(ocr.params, ocr.config)
 
 
 def image():
