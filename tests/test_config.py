@@ -208,10 +208,15 @@ def test_a_files_length_beyond_the_table_is_clipped():
 
 
 def test_a_files_unsupported_setting_is_an_error_that_can_be_switched_off():
-    settings = GenerationConfig.from_dict({"do_sample": True, "temperature": 0.7, "eos_token_id": 2})
-    with pytest.raises(ValueError, match="do_sample=False"):
+    settings = GenerationConfig.from_dict({"penalty_alpha": 0.6, "eos_token_id": 2})
+    with pytest.raises(ValueError, match="penalty_alpha=None"):
         settings.resolve({}, prompt_length=1, max_positions=512)
-    assert settings.resolve({"do_sample": False}, prompt_length=1, max_positions=512).max_length
+    assert settings.resolve({"penalty_alpha": None}, prompt_length=1, max_positions=512).max_length
+    # Some count in sampling only.
+    settings = GenerationConfig.from_dict({"eta_cutoff": 0.1, "eos_token_id": 2})
+    assert settings.resolve({}, prompt_length=1, max_positions=512).max_length
+    with pytest.raises(ValueError, match=r"eta_cutoff=0\.0"):
+        settings.resolve({"do_sample": True}, prompt_length=1, max_positions=512)
     # A full file's neutral values are no obstacle.
     neutral = transformers.GenerationConfig(eos_token_id=2).to_dict()
     assert GenerationConfig.from_dict(neutral).resolve({}, prompt_length=1, max_positions=512).num_beams == 1
@@ -256,6 +261,56 @@ def test_a_length_of_20_survives_our_own_files():
 def test_a_calls_min_length_wins_over_the_files():
     settings = GenerationConfig(min_new_tokens=4, eos_token_id=2)
     assert settings.resolve({"min_length": 9}, prompt_length=1, max_positions=64).min_length == 9
+
+
+LISTS = {
+    "sequence_bias": [[[5, 6], -1.5], [[7], 2.0]],
+    "bad_words_ids": [[5], [6, 7]],
+    "suppress_tokens": [5],
+    "begin_suppress_tokens": [5, 2],
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": [2, 3],
+    "exponential_decay_length_penalty": [4, 1.2],
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 10,
+    "remove_invalid_values": True,
+}
+
+
+def test_settings_that_are_lists_survive_both_libraries_files(tmp_path):
+    transformers.GenerationConfig(eos_token_id=2, **LISTS).save_pretrained(tmp_path)
+    settings = GenerationConfig.from_pretrained(tmp_path)
+    found = json.loads(json.dumps(settings.to_dict()))
+    assert {name: found[name] for name in LISTS} == LISTS
+    assert GenerationConfig.from_dict(found) == settings
+    assert hash(settings)
+    theirs = transformers.GenerationConfig.from_dict(found)
+    assert {name: getattr(theirs, name) for name in LISTS} == LISTS
+    # A call's dictionary of tuples is the same.
+    assert settings.replace(sequence_bias={(5, 6): -1.5, (7,): 2.0}) == settings
+
+
+def test_a_list_that_is_none_is_an_error_when_it_is_used():
+    settings = GenerationConfig.from_dict({"bad_words_ids": "x", "eos_token_id": 2})
+    with pytest.raises(ValueError, match="bad_words_ids is 'x'"):
+        settings.resolve({}, prompt_length=1, max_positions=64)
+
+
+def test_top_k_of_a_call_may_be_none():
+    settings = GenerationConfig(eos_token_id=2)
+    options = {"do_sample": True}
+    assert settings.resolve(options, prompt_length=1, max_positions=64).top_k == 50
+    assert settings.resolve({**options, "top_k": None}, prompt_length=1, max_positions=64).top_k == 0
+
+
+def test_a_preset_keeps_the_models_tokens_and_gives_way_to_a_calls_options():
+    settings = GenerationConfig(num_beams=4, no_repeat_ngram_size=3, decoder_start_token_id=0, pad_token_id=1,
+                                eos_token_id=2)  # fmt: skip
+    found = settings.resolve({"preset": "fairseq", "num_beams": 5}, prompt_length=1, max_positions=512)
+    assert (found.num_beams, found.early_stopping, found.max_length, found.min_length) == (5, True, 202, 2)
+    assert (found.no_repeat_ngram_size, found.start_token_id, found.suppress_tokens) == (0, 0, (1,))
+    assert settings.resolve({"preset": "fairseq"}, prompt_length=1, max_positions=64).max_length == 65
 
 
 def test_min_new_tokens_wins_over_min_length():

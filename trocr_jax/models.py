@@ -441,12 +441,13 @@ class VisionEncoderDecoderModel(_Model):
         """Token ids [B*R, length] for images, or the whole GenerationOutput with `return_dict_in_generate`.
 
         `generation_config` replaces the model's own settings; `arguments` are encoder_hidden_states,
-        encoder_attention_mask and decoder_input_ids, and any field of GenerationConfig. The default length fits a line
-        of text, where the reference stops after 20 tokens.
+        encoder_attention_mask and decoder_input_ids, for sampling a key and image_numbers (see
+        `trocr_jax.decoding.generate`), a preset, and any field of GenerationConfig. The default length fits a line of
+        text, where the reference stops after 20 tokens.
         """
         inputs = {
             name: arguments.pop(name, None)
-            for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids")
+            for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids", "key", "image_numbers")
         }
         model, params = self.runtime
         settings = generation_config or self.generation_config

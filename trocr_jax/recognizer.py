@@ -17,7 +17,7 @@ from trocr_jax.checkpoints.folder import push_folder, save_folder, source_label
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
-from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images
+from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
@@ -116,14 +116,22 @@ class TrOCR:
         """What is written in the images: a list of Recognition in order, or one for a single image.
 
         An image is a path, a PIL image or an array ([h, w], [h, w, C] or [C, h, w]; uint8, 16-bit, bool, or floats in
-        [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or max_new_tokens=64. An image that
-        cannot be read gives a Recognition with `error`, or raises ImageError with on_error="raise".
+        [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or max_new_tokens=64, preset="fairseq",
+        and, with do_sample=True, a `key`: an int or a jax.random.key, which with the image's place among the images
+        decides what is drawn. An image that cannot be read gives a Recognition with `error`, or raises ImageError with
+        on_error="raise".
         """
         found = list(self.stream(as_list(images), batch_size=batch_size, on_error=on_error, **options))
         return found[0] if is_single(images) else found
 
     def stream(
-        self, images: Iterable[Any], *, batch_size: int | None = None, on_error: OnError = "return", **options: Any
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "return",
+        key: Any = None,
+        **options: Any,
     ) -> Iterator[Recognition]:
         """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call."""
         if on_error not in ("return", "raise"):
@@ -134,12 +142,17 @@ class TrOCR:
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
         positions = self.config.decoder.max_position_embeddings
-        self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
+        checked_key(key, self.generation_config.resolve(options, prompt_length=1, max_positions=positions))
         batches = _batches([images] if is_single(images) else images, size)
-        return itertools.chain.from_iterable(self._read(batch, on_error, options) for batch in batches)
+        options["key"] = key
+        return itertools.chain.from_iterable(
+            self._read(batch, i * size, on_error, options) for i, batch in enumerate(batches)
+        )
 
-    def _read(self, images: Sequence[Any], on_error: OnError, options: Mapping[str, Any]) -> list[Recognition]:
-        """One result an image, in order; those that cannot be opened are left out of the batch."""
+    def _read(
+        self, images: Sequence[Any], first: int, on_error: OnError, options: Mapping[str, Any]
+    ) -> list[Recognition]:
+        """One result an image, in order, the first numbered `first`; those that cannot be opened leave the batch."""
         errors: dict[int, Recognition] = {}
         pixels = []
         for i, image in enumerate(images):
@@ -151,8 +164,10 @@ class TrOCR:
                 errors[i] = Recognition("", finish_reason="error", error=str(error), source=_source(image))
         if not pixels:
             return list(errors.values())
-        sources = [_source(image) for i, image in enumerate(images) if i not in errors]
-        read = iter(self._recognitions(self.generate(np.stack(pixels), **options), sources))
+        opened = [i for i in range(len(images)) if i not in errors]
+        sources = [_source(images[i]) for i in opened]
+        output = self.generate(np.stack(pixels), image_numbers=[first + i for i in opened], **options)
+        read = iter(self._recognitions(output, sources))
         return [errors[i] if i in errors else next(read) for i in range(len(images))]
 
     def _recognitions(self, output: GenerationOutput, sources: Sequence[str | None]) -> list[Recognition]:
@@ -194,8 +209,9 @@ class TrOCR:
         """Token ids and scores for a batch: `sequences` [B*R, length] int32, start token and padding as transformers'.
 
         pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] from `encode` with an optional
-        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue. `options` are
-        fields of GenerationConfig; R is num_return_sequences. Raises ValueError before anything is compiled.
+        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue. `options` are a preset,
+        fields of GenerationConfig and, for sampling, a key and image_numbers (see `trocr_jax.decoding.generate`); R is
+        num_return_sequences. Raises ValueError before anything is compiled.
         """
         options.pop("return_dict_in_generate", None)  # it always is one
         output = self._network.generate(

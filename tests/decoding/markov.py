@@ -76,3 +76,26 @@ def beam_search(
         is_full = early_stopping is True and all(text.is_filled for text in finished)
         if not can_improve or is_full or all(hits):
             return finished
+
+
+def fairseq_search(table: np.ndarray, *, num_beams: int, max_len: int, pad: int = 1, end: int = 2) -> list[Text]:
+    """The texts that unilm's TextRecognitionGenerator collects for one image, best first, the start token in front.
+
+    An end counts where it ranks among the best `num_beams` candidates; the search stops when as many texts are
+    collected, or behind max_len tokens, where only the end is left.
+    """
+    running, collected = [Text([end], 0.0)], []
+    for step in range(max_len + 1):
+        candidates = [
+            Text([*text.tokens, token], text.score + log_prob)
+            for text in running
+            for token, log_prob in enumerate(table[step, text.tokens[-1]])
+            if token != pad and (token == end or step < max_len) and (token != end or step >= 1)
+        ]
+        candidates = best(candidates, 2 * num_beams)
+        ended = [text for text in candidates[:num_beams] if text.tokens[-1] == end]
+        collected += [Text(text.tokens, text.score / (step + 1)) for text in ended][: num_beams - len(collected)]
+        if len(collected) == num_beams:
+            break
+        running = [text for text in candidates if text.tokens[-1] != end][:num_beams]
+    return best(collected, num_beams)

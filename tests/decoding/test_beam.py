@@ -28,13 +28,13 @@ def search(tables, prompt, options, *, num_beams):
 
     vocab_size, dtype = tables.shape[-1], tables.dtype
     if num_beams == 1:
-        state = greedy.start(step, prompt, jnp.int32(0), options, LENGTH, vocab_size, dtype)
+        state = greedy.start(step, prompt, jnp.int32(0), options, 1, LENGTH, vocab_size, dtype)
         end = lax.while_loop(
             lambda state: greedy.is_unfinished(state, options),
             lambda state: greedy.advance(step, state, options),
             state,
         )
-        return greedy.finish(end), end.cache
+        return greedy.finish(end, 1), end.cache
     state = beam.start(step, prompt, jnp.int32(0), options, num_beams, LENGTH, vocab_size, dtype)
     end = lax.while_loop(
         lambda state: beam.is_unfinished(state, options),

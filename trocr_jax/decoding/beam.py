@@ -25,6 +25,7 @@ from trocr_jax.decoding.search import (
     Array,
     Cache,
     Hypotheses,
+    Record,
     SearchOptions,
     StepFunction,
     is_end,
@@ -41,6 +42,7 @@ class Beams:
     token_log_probs: Array  # [B, n, L]
     scores: Array  # [B, n]
     num_tokens: Array  # [B, n] new tokens; 0 in a slot that nothing has filled
+    beam_indices: Array | None = None  # [B, n, L] int32 the beam each new token was drawn from, -1 behind the end
 
     def take(self, indices: Array) -> Beams:
         """These beams in another order or number; indices [B, m]."""
@@ -59,6 +61,7 @@ class BeamState:
     is_exhausted: Array  # [B] whether every candidate of the last step ended, so that nothing runs on
     ancestors: Array  # [B, K, L] the beam whose cache slot holds each position of a running beam
     processor_states: tuple[Any, ...]  # leaves [N, ...]
+    record: Record  # steps of the running beams, in the order that these had at each step
     cache: Cache
 
 
@@ -82,6 +85,7 @@ def start(
         token_log_probs=jnp.zeros((*shape, length), dtype),
         scores=jnp.full(shape, NEG_INF, dtype),
         num_tokens=jnp.zeros(shape, jnp.int32),
+        beam_indices=jnp.full((*shape, length), -1, jnp.int32) if _keeps_steps(options) else None,
     )
     ancestors = own_slots(batch, num_beams, length)
     rows = jnp.repeat(prompt, num_beams, axis=0)  # [B, P] -> [N, P]
@@ -95,6 +99,7 @@ def start(
         is_exhausted=~options.is_image,
         ancestors=ancestors,
         processor_states=start_processors(options.processors, batch * num_beams, rows, vocab_size),
+        record=Record.allocate(options, batch * num_beams, length, vocab_size, dtype),
         cache=read_prompt(step, prompt, ancestors, cache),
     )
 
@@ -120,7 +125,7 @@ def advance(step: StepFunction, state: BeamState, options: SearchOptions, prompt
     scores = rows.reshape(log_probs.shape) + state.running.scores[:, :, None]
 
     num_candidates = max(2, 1 + options.end_tokens.shape[0]) * beams
-    candidate_scores, parents, next_tokens = top_continuations(scores, num_candidates)
+    candidate_scores, parents, next_tokens = continuations(scores, num_candidates, state.length, options)
     candidates = extend(state.running, state.length, candidate_scores, parents, next_tokens, log_probs)
     hits = is_end(next_tokens, options) | (state.length + 1 >= options.max_length)  # [B, C]
 
@@ -140,8 +145,22 @@ def advance(step: StepFunction, state: BeamState, options: SearchOptions, prompt
         is_exhausted=jnp.all(hits, axis=-1) | ~options.is_image,
         ancestors=inherit(state.ancestors, chosen_parents, position),
         processor_states=_reorder(states, chosen_parents),
+        record=state.record.write(state.length, rows, logits.reshape(rows.shape)),
         cache=cache,
     )
+
+
+def continuations(
+    scores: Array, num_candidates: int, length: Array, options: SearchOptions
+) -> tuple[Array, Array, Array]:
+    """The candidates of each image: scores [B, K, V] -> (scores, beams, tokens), each [B, C].
+
+    The best, best first; or, under sampling, drawn without replacement in the order drawn.
+    """
+    if options.randomness is None:
+        return top_continuations(scores, num_candidates)
+    _, parents, tokens = top_continuations(options.randomness.perturb(scores, length), num_candidates)
+    return _pick(scores, parents, tokens), parents, tokens
 
 
 def top_continuations(scores: Array, num_candidates: int) -> tuple[Array, Array, Array]:
@@ -160,17 +179,17 @@ def top_continuations(scores: Array, num_candidates: int) -> tuple[Array, Array,
 
 def extend(running: Beams, length: Array, scores: Array, parents: Array, tokens: Array, log_probs: Array) -> Beams:
     """The candidates: each parent's text and one token more. parents, tokens [B, C]; log_probs [B, K, V]."""
-    batch, _, vocab_size = log_probs.shape
+
+    def append(texts: Array, values: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(texts, values[:, :, None], length, axis=2)
+
     texts = running.take(parents)
-    flat = log_probs.reshape(batch, -1)  # [B, K, V] -> [B, K*V]
-    token_log_probs = jnp.take_along_axis(flat, parents * vocab_size + tokens, axis=1)  # [B, C]
     return Beams(
-        sequences=lax.dynamic_update_slice_in_dim(texts.sequences, tokens[:, :, None], length, axis=2),
-        token_log_probs=lax.dynamic_update_slice_in_dim(
-            texts.token_log_probs, token_log_probs[:, :, None], length, axis=2
-        ),
+        sequences=append(texts.sequences, tokens),
+        token_log_probs=append(texts.token_log_probs, _pick(log_probs, parents, tokens)),
         scores=scores,
         num_tokens=texts.num_tokens + 1,
+        beam_indices=None if texts.beam_indices is None else append(texts.beam_indices, parents),
     )
 
 
@@ -239,7 +258,20 @@ def finish(state: BeamState) -> Hypotheses:
         num_tokens=jnp.where(state.is_filled, finished.num_tokens, 0),
         token_log_probs=finished.token_log_probs,
         scores=finished.scores,
+        length=state.length,
+        record=state.record,
+        beam_indices=finished.beam_indices,
     )
+
+
+def _keeps_steps(options: SearchOptions) -> bool:
+    return options.output_scores or options.output_logits
+
+
+def _pick(values: Array, beams: Array, tokens: Array) -> Array:
+    """Values [B, K, V] at beams and tokens, each [B, C] -> [B, C]."""
+    batch, _, vocab_size = values.shape
+    return jnp.take_along_axis(values.reshape(batch, -1), beams * vocab_size + tokens, axis=1)  # of [B, K*V]
 
 
 def _gather(leaf: Array, indices: Array) -> Array:

@@ -19,8 +19,10 @@ import numpy as np
 from jax import lax
 
 from trocr_jax.decoding import beam, greedy
-from trocr_jax.decoding.logits_processors import make_processors
+from trocr_jax.decoding.processor_list import make_processors
+from trocr_jax.decoding.sampling import Randomness
 from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchOptions
+from trocr_jax.decoding.shapes import bucket, length_bucket
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 
@@ -30,19 +32,22 @@ Params = Mapping[str, Any]
 
 @flax.struct.dataclass
 class GenerationOutput:
-    """What `generate` found, as host arrays; hypotheses of one image lie side by side, best first.
+    """What `generate` found, as host arrays; hypotheses of one image lie side by side, best first (samples as drawn).
 
-    `sequences` and `sequences_scores` are transformers': start token first, cut behind the longest row. The number of
-    new tokens is 0 in the rare row that no hypothesis filled (constraints that leave fewer texts than were asked for).
+    Names are transformers'. `sequences` have the start token first and are cut behind the longest row; `scores` and
+    `logits` are one array instead of a tuple of steps, under beam search the steps of all running beams, some perhaps
+    behind the longest row: row n's token t comes from `scores[beam_indices[n, t], t]`. The number of new tokens is 0 in
+    the rare row that no hypothesis filled (constraints that leave fewer texts than were asked for).
     """
 
-    sequences: np.ndarray  # [B*R, length] int32
-    sequences_scores: np.ndarray | None  # [B*R]; None under greedy search
-    token_log_probs: (
-        np.ndarray
-    )  # [B*R, length - P], the model's own log-probability of each new token, 0 behind the end
+    sequences: np.ndarray  # [B*R, P + T] int32
+    sequences_scores: np.ndarray | None  # [B*R]; None without beams
+    token_log_probs: np.ndarray  # [B*R, T], the model's own log-probability of each new token, 0 behind the end
     num_tokens: np.ndarray  # [B*R] new tokens, the end token included
     is_truncated: np.ndarray  # [B*R] whether the length limit came before an end token
+    scores: np.ndarray | None = None  # [B*K, steps, V] with output_scores: logits, with beams log-probs, as processed
+    logits: np.ndarray | None = None  # [B*K, steps, V] with output_logits: the model's own
+    beam_indices: np.ndarray | None = None  # [B*R, T] of either's rows, -1 behind the end; None without beams
 
 
 @flax.struct.dataclass
@@ -55,17 +60,6 @@ class Inputs:
     prompt: Array  # [B, P] int32
 
 
-def bucket(size: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... not below `size`: few programs, and less than half more rows."""
-    power = 1 << max(0, (size - 1).bit_length())
-    return 3 * power // 4 if size > 2 and size <= 3 * power // 4 else power
-
-
-def length_bucket(max_length: int) -> int:
-    """The cache length for a maximum length: multiples of 16 up to 64, then as `bucket`."""
-    return -(-max_length // 16) * 16 if max_length <= 64 else bucket(max_length)
-
-
 def generate(
     model: VisionEncoderDecoder,
     params: Params,
@@ -75,14 +69,20 @@ def generate(
     encoder_hidden_states: Any = None,
     encoder_attention_mask: Any = None,
     decoder_input_ids: Any = None,
+    key: Any = None,
+    image_numbers: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> GenerationOutput:
     """Texts for a batch, found by the model and (prepared or canonical) parameters given.
 
     pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] as `encode` gives them with an optional
     encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue, which the start token is put in
-    front of if it is not there. `options` go on top of `settings`. Raises ValueError, before anything is compiled, for
-    inputs or options that do not fit.
+    front of if it is not there. `options` go on top of `settings`.
+
+    Sampling draws from `key`, a jax.random key or an int, 0 if it is left out. An image's texts depend on the key and
+    on its number, 0, 1, ... unless image_numbers [B] are given, and on no other image of the batch.
+
+    Raises ValueError, before anything is compiled, for inputs or options that do not fit.
     """
     if (pixel_values is None) == (encoder_hidden_states is None):
         raise ValueError("pass either pixel_values or encoder_hidden_states")
@@ -101,18 +101,21 @@ def generate(
         encoder_attention_mask=_pad_rows(_checked_mask(encoder_attention_mask, images), rows),
         prompt=_pad_rows(prompt, rows),
     )
+    key, numbers = checked_key(key, settings), _pad_rows(_checked_numbers(image_numbers, batch), rows)
+    randomness = None if key is None else Randomness(key, numbers)
     found = run(
         params,
         inputs,
-        _search_options(settings, np.arange(rows) < batch, vocab_size),
+        _search_options(settings, randomness, np.arange(rows) < batch, vocab_size, prompt.shape[1]),
         model=model,
         num_beams=int(settings.num_beams),
+        num_samples=int(settings.num_return_sequences) if settings.num_beams == 1 else 1,
         length=min(length_bucket(settings.max_length or 0), model.config.decoder.max_position_embeddings + 1),
     )
-    return _output(jax.device_get(found), batch, prompt.shape[1], settings)
+    return _output(found, batch, prompt.shape[1], settings)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_beams", "length"))
+@functools.partial(jax.jit, static_argnames=("model", "num_beams", "num_samples", "length"))
 def run(
     params: Params,
     inputs: Inputs,
@@ -120,26 +123,27 @@ def run(
     *,
     model: VisionEncoderDecoder,
     num_beams: int,
+    num_samples: int,
     length: int,
 ) -> Hypotheses:
     """The whole of inference as one program: encode, project the cross keys and values once, search."""
     states = inputs.encoder_hidden_states
     if states is None:
         states = apply(model, params, inputs.pixel_values, method="encode").last_hidden_state
-    cache = apply(model, params, states, inputs.encoder_attention_mask, num_beams, length, method="start")
+    width = num_beams * num_samples  # one of the two is 1
+    cache = apply(model, params, states, inputs.encoder_attention_mask, width, length, method="start")
 
     def step(tokens: Array, position: Array, ancestors: Array, cache: Cache) -> tuple[Array, Cache]:
         return apply(model, params, tokens, position, ancestors, cache, method="step")
 
     vocab_size, dtype = model.config.decoder.vocab_size, model.policy.result
     if num_beams == 1:
-        return greedy.finish(
-            lax.while_loop(
-                lambda state: greedy.is_unfinished(state, options),
-                lambda state: greedy.advance(step, state, options),
-                greedy.start(step, inputs.prompt, cache, options, length, vocab_size, dtype),
-            )
+        end = lax.while_loop(
+            lambda state: greedy.is_unfinished(state, options),
+            lambda state: greedy.advance(step, state, options),
+            greedy.start(step, inputs.prompt, cache, options, num_samples, length, vocab_size, dtype),
         )
+        return greedy.finish(end, num_samples)
     prompt_length = inputs.prompt.shape[1]
     return beam.finish(
         lax.while_loop(
@@ -150,7 +154,13 @@ def run(
     )
 
 
-def _search_options(settings: GenerationConfig, is_image: np.ndarray, vocab_size: int) -> SearchOptions:
+def _search_options(
+    settings: GenerationConfig,
+    randomness: Randomness | None,
+    is_image: np.ndarray,
+    vocab_size: int,
+    prompt_length: int,
+) -> SearchOptions:
     fill = settings.fill_token_id
     if settings.num_beams > 1:
         # The reference's beam search fills up with `pad or eos[0]`, so that a pad of 0 becomes the end token, and
@@ -163,28 +173,43 @@ def _search_options(settings: GenerationConfig, is_image: np.ndarray, vocab_size
         length_penalty=np.float32(settings.length_penalty),
         early_stopping=np.int32(EARLY_STOPPING[settings.early_stopping]),
         is_image=is_image,
-        processors=make_processors(settings, vocab_size),
+        processors=make_processors(settings, vocab_size, prompt_length),
+        randomness=randomness,
+        output_scores=bool(settings.output_scores),
+        output_logits=bool(settings.output_logits),
     )
 
 
 def _output(found: Hypotheses, batch: int, prompt_length: int, settings: GenerationConfig) -> GenerationOutput:
-    returned = settings.num_return_sequences
+    returned, beams = settings.num_return_sequences, settings.num_beams
+    width = found.scores.shape[1]
+    length = int(found.length)
+    # Cut on the device: these are the whole vocabulary of every step.
+    record = jax.device_get(jax.tree.map(lambda leaf: leaf[: batch * width, prompt_length:length], found.record))
+    found = jax.device_get(found.replace(record=None))  # type: ignore[attr-defined]
 
     def rows(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf[:batch, :returned]).reshape(
-            batch * returned, *leaf.shape[2:]
-        )  # [B, K, ...] -> [B*R, ...]
+        leaf = np.asarray(leaf)[:batch, :returned]
+        return leaf.reshape(batch * returned, *leaf.shape[2:])  # [B, K, ...] -> [B*R, ...]
 
     num_tokens, sequences = rows(found.num_tokens), rows(found.sequences)
     length = prompt_length + int(num_tokens.max())
     last = sequences[np.arange(len(sequences)), prompt_length + num_tokens - 1]
+    beam_indices = None
+    if found.beam_indices is not None:
+        own = found.beam_indices + beams * np.arange(len(found.beam_indices))[:, None, None]  # of all images' beams
+        is_token = np.arange(length - prompt_length) < num_tokens[:, None]
+        beam_indices = np.where(is_token, rows(own)[:, prompt_length:length], -1)
     return GenerationOutput(
         sequences=sequences[:, :length],
-        sequences_scores=rows(found.scores) if settings.num_beams > 1 else None,
+        sequences_scores=rows(found.scores) if beams > 1 else None,
         token_log_probs=rows(found.token_log_probs)[:, prompt_length:length],
         num_tokens=num_tokens,
         # A slot that no hypothesis filled has not ended either, whatever its prompt ends with.
         is_truncated=(num_tokens == 0) | ~np.isin(last, settings.eos_token_ids),
+        scores=record.scores,
+        logits=record.logits,
+        beam_indices=beam_indices,
     )
 
 
@@ -223,6 +248,28 @@ def _checked_prompt(ids: Any, batch: int, vocab_size: int, settings: GenerationC
     # As in the reference, a prompt none of whose rows begins with the start token gets it in front.
     needs_start = bool(np.all(prompt[:, 0] != settings.start_token_id))
     return (np.concatenate([start, prompt], axis=1) if needs_start else prompt).astype(np.int32)
+
+
+def checked_key(key: Any, settings: GenerationConfig) -> Any:
+    """What resolved settings draw from, a jax.random key, or None where nothing is drawn; ValueError if misshapen."""
+    if not settings.do_sample:
+        if key is not None:
+            raise ValueError("key is given, but nothing is drawn: pass do_sample=True as well, or no key")
+        return None
+    if key is None or (isinstance(key, int | np.integer) and not isinstance(key, bool)):
+        key = jax.random.key(int(key or 0))
+    elif isinstance(key, jax.Array) and key.shape == (2,) and key.dtype == jnp.uint32:
+        key = jax.random.wrap_key_data(key)  # of the old style
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise ValueError(f"key is {key!r}; it must be an int or one jax.random.key")
+    return key
+
+
+def _checked_numbers(image_numbers: Any, batch: int) -> np.ndarray:
+    numbers = np.arange(batch) if image_numbers is None else np.asarray(image_numbers)
+    if numbers.shape != (batch,) or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"image_numbers are {numbers.dtype} of shape {list(numbers.shape)}; [{batch}] ints are needed")
+    return numbers.astype(np.int32)
 
 
 def check_ids(name: str, ids: Any, vocab_size: int, *, also: int | None = None) -> None:

@@ -1,6 +1,9 @@
-"""Greedy search: the best token at every step. One program, no trip to the host between tokens.
+"""Row by row: greedy search, the best token at every step, and sampling, a token drawn at random.
 
-B images, L cache length, V vocabulary. Source: transformers 5.23, GenerationMixin._sample without sampling.
+One program, no trip to the host between tokens. Samples of one image share its encoder states and cross keys and
+values, as beams do. Source: transformers 5.23, GenerationMixin._sample.
+
+B images, K samples of each (1 under greedy search), N = B*K decoder rows, L cache length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from trocr_jax.decoding.search import (
     Array,
     Cache,
     Hypotheses,
+    Record,
     SearchOptions,
     StepFunction,
     is_end,
@@ -30,28 +34,39 @@ class GreedyState:
     """Between two steps. `length` is the only place where the position is kept."""
 
     length: Array  # [] tokens in every row so far
-    sequences: Array  # [B, L] int32
-    token_log_probs: Array  # [B, L], in the dtype of the logits
-    is_finished: Array  # [B]
-    num_tokens: Array  # [B] new tokens so far, the end token included
+    sequences: Array  # [N, L] int32
+    token_log_probs: Array  # [N, L], in the dtype of the logits
+    is_finished: Array  # [N]
+    num_tokens: Array  # [N] new tokens so far, the end token included
     processor_states: tuple[Any, ...]
+    record: Record
     cache: Cache
 
 
 def start(
-    step: StepFunction, prompt: Array, cache: Cache, options: SearchOptions, length: int, vocab_size: int, dtype: Any
+    step: StepFunction,
+    prompt: Array,
+    cache: Cache,
+    options: SearchOptions,
+    num_samples: int,
+    length: int,
+    vocab_size: int,
+    dtype: Any,
 ) -> GreedyState:
     """The state before the first new token; prompt [B, P]."""
     batch, prompt_length = prompt.shape
-    sequences = jnp.full((batch, length), options.fill_token, jnp.int32)
+    num_rows = batch * num_samples
+    rows = jnp.repeat(prompt, num_samples, axis=0)  # [B, P] -> [N, P]
+    sequences = jnp.full((num_rows, length), options.fill_token, jnp.int32)
     return GreedyState(
         length=jnp.int32(prompt_length),
-        sequences=lax.dynamic_update_slice_in_dim(sequences, prompt, 0, axis=1),
-        token_log_probs=jnp.zeros((batch, length), dtype),
-        is_finished=~options.is_image,
-        num_tokens=jnp.zeros(batch, jnp.int32),
-        processor_states=start_processors(options.processors, batch, prompt, vocab_size),
-        cache=read_prompt(step, prompt, own_slots(batch, 1, length), cache),
+        sequences=lax.dynamic_update_slice_in_dim(sequences, rows, 0, axis=1),
+        token_log_probs=jnp.zeros((num_rows, length), dtype),
+        is_finished=jnp.repeat(~options.is_image, num_samples),
+        num_tokens=jnp.zeros(num_rows, jnp.int32),
+        processor_states=start_processors(options.processors, num_rows, rows, vocab_size),
+        record=Record.allocate(options, num_rows, length, vocab_size, dtype),
+        cache=read_prompt(step, prompt, own_slots(batch, num_samples, length), cache),
     )
 
 
@@ -62,14 +77,16 @@ def is_unfinished(state: GreedyState, options: SearchOptions) -> Array:
 
 def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> GreedyState:
     """One more token in every unfinished row."""
-    batch, buffer = state.sequences.shape
+    num_rows, buffer = state.sequences.shape
+    batch = options.is_image.shape[0]
+    samples = num_rows // batch
     position = state.length - 1
-    tokens = lax.dynamic_slice_in_dim(state.sequences, position, 1, axis=1)  # [B, 1]
-    logits, cache = step(tokens, position, own_slots(batch, 1, buffer), state.cache)
-    logits = logits[:, 0]  # [B, 1, V] -> [B, V]
+    tokens = lax.dynamic_slice_in_dim(state.sequences, position, 1, axis=1)  # [N, 1]
+    tokens = tokens.reshape(batch, samples)  # [N, 1] -> [B, K]
+    logits, cache = step(tokens, position, own_slots(batch, samples, buffer), state.cache)
+    logits = logits.reshape(num_rows, -1)  # [B, K, V] -> [N, V]
     states, scores = process(options.processors, state.processor_states, state.sequences, state.length, logits)
-    # top_k instead of argmax: the same first maximum, three times faster on CPU.
-    token = lax.top_k(scores, 1)[1][:, 0].astype(jnp.int32)  # [B]
+    token = choose(scores, state.length, options)
     log_prob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
     token = jnp.where(state.is_finished, options.fill_token, token)
@@ -81,15 +98,31 @@ def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> G
         is_finished=state.is_finished | is_end(token, options),
         num_tokens=state.num_tokens + ~state.is_finished,
         processor_states=states,
+        record=state.record.write(state.length, scores, logits),
         cache=cache,
     )
 
 
-def finish(state: GreedyState) -> Hypotheses:
-    """The one hypothesis of each image."""
+def choose(scores: Array, length: Array, options: SearchOptions) -> Array:
+    """The next token of each row [N]: the best, or one drawn from softmax(scores); scores [N, V]."""
+    if options.randomness is not None:
+        split = scores.reshape(options.is_image.shape[0], -1, scores.shape[1])  # [N, V] -> [B, K, V]
+        scores = options.randomness.perturb(split, length).reshape(scores.shape)
+    # top_k instead of argmax: the same first maximum, three times faster on CPU.
+    return lax.top_k(scores, 1)[1][:, 0].astype(jnp.int32)
+
+
+def finish(state: GreedyState, num_samples: int) -> Hypotheses:
+    """The hypotheses of each image, in the order of their rows."""
+
+    def split(leaf: Array) -> Array:
+        return leaf.reshape(-1, num_samples, *leaf.shape[1:])  # [N, ...] -> [B, K, ...]
+
     return Hypotheses(
-        sequences=state.sequences[:, None],
-        num_tokens=state.num_tokens[:, None],
-        token_log_probs=state.token_log_probs[:, None],
-        scores=jnp.sum(state.token_log_probs, axis=-1)[:, None],
+        sequences=split(state.sequences),
+        num_tokens=split(state.num_tokens),
+        token_log_probs=split(state.token_log_probs),
+        scores=split(jnp.sum(state.token_log_probs, axis=-1)),
+        length=state.length,
+        record=state.record,
     )

@@ -1,11 +1,12 @@
-"""What may change a step's scores: one small processor each, composed in the reference's order.
+"""What may change a step's scores: one small processor each; `processor_list.py` puts them in the reference's order.
 
 A processor is a pytree whose leaves are traced: changing a penalty does not recompile, only adding or removing a
 processor does. Calls are pure: `(state, sequences, length, scores) -> (state, scores)`. The state, if there is any, has
 one row a decoder row and is reordered with the beams.
 
-N decoder rows (images x beams), L cache length, V vocabulary. Scores are logits under greedy search and
-log-probabilities under beam search, as in the reference.
+N decoder rows (images x beams or samples), L cache length, V vocabulary. Scores are logits where rows are searched one
+by one (greedy search and sampling) and log-probabilities under beam search, as in the reference.
+Source: transformers 5.23, generation/logits_process.py.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from typing import Any, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-
-from trocr_jax.generation_config import GenerationConfig
 
 Array = jax.Array
 State = Any
@@ -36,7 +34,9 @@ class LogitsProcessor(Protocol):
         ...
 
 
-class _Stateless:
+class Stateless:
+    """What processors share that look at the row alone."""
+
     def start(self, num_rows: int, prompt: Array, vocab_size: int) -> State:
         """No state."""
         return ()
@@ -69,7 +69,7 @@ def _mark(seen: Array, tokens: Array) -> Array:
 
 
 @flax.struct.dataclass
-class NoRepeatNGram(_Stateless):
+class NoRepeatNGram(Stateless):
     """Forbids every token that would complete an n-gram the row already holds; n is `size`.
 
     In:  size 3, row [2, 5, 6, 7, 5, 6], length 6
@@ -102,7 +102,7 @@ class NoRepeatNGram(_Stateless):
 
 
 @flax.struct.dataclass
-class MinLength(_Stateless):
+class MinLength(Stateless):
     """Forbids the end tokens while the row, prompt included, has fewer than `min_length` tokens."""
 
     min_length: Any
@@ -114,7 +114,66 @@ class MinLength(_Stateless):
 
 
 @flax.struct.dataclass
-class SuppressTokens(_Stateless):
+class ForceTokens(Stateless):
+    """Forces one of some tokens where the row, prompt included, has `length` tokens: the first new one, or the last.
+
+    Their score becomes 0, whatever the model thought of them. Behind a prompt of several tokens the first new token is
+    never forced, since the reference asks for a row of one token.
+    """
+
+    is_forced: Any  # [V]
+    length: Any
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """At that length, forced tokens score 0 and all others -inf."""
+        forced = jnp.where(self.is_forced, 0.0, -jnp.inf).astype(scores.dtype)
+        return state, jnp.where(length == self.length, forced, scores)
+
+
+@flax.struct.dataclass
+class EndAtLimit(Stateless):
+    """Leaves nothing but the end tokens for the last place, at their own scores.
+
+    fairseq's rule, not transformers': source `TextRecognitionGenerator._generate` of microsoft/unilm.
+    """
+
+    is_end: Any  # [V]
+    max_length: Any
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """Sets all other scores to -inf in a row that is one token short of its limit."""
+        is_open = self.is_end | (length < self.max_length - 1)
+        return state, jnp.where(is_open, scores, -jnp.inf)
+
+
+@flax.struct.dataclass
+class RemoveInvalidValues(Stateless):
+    """Replaces nan by 0 and infinities, -inf of forbidden tokens included, by the largest finite numbers."""
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """Makes every score finite."""
+        return state, jnp.nan_to_num(scores)
+
+
+@flax.struct.dataclass
+class ExponentialDecayLengthPenalty(Stateless):
+    """Raises the end tokens' scores by |score| * (factor ** n - 1) in rows of n tokens more than `free_length`."""
+
+    is_end: Any  # [V]
+    free_length: Any  # tokens, the prompt included
+    log_factor: Any
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """Raises the end tokens' scores where they are finite."""
+        excess = length - self.free_length
+        # expm1, because factors lie close to 1 and float32 would lose the digits of the difference.
+        growth = jnp.expm1(excess.astype(scores.dtype) * self.log_factor.astype(scores.dtype))
+        is_raised = self.is_end & (excess > 0) & jnp.isfinite(scores)
+        return state, jnp.where(is_raised, scores + jnp.abs(scores) * growth, scores)
+
+
+@flax.struct.dataclass
+class SuppressTokens(Stateless):
     """Forbids tokens throughout."""
 
     is_suppressed: Any  # [V]
@@ -124,31 +183,25 @@ class SuppressTokens(_Stateless):
         return state, jnp.where(self.is_suppressed, -jnp.inf, scores)
 
 
-def make_processors(settings: GenerationConfig, vocab_size: int) -> tuple[LogitsProcessor, ...]:
-    """The processors that resolved settings ask for, in the reference's order; neutral settings give none.
+@flax.struct.dataclass
+class SuppressTokensAtBegin(Stateless):
+    """Forbids tokens where the row, prompt included, has `begin` tokens."""
 
-    Raises ValueError for a token outside the vocabulary.
-    """
-    processors: list[LogitsProcessor] = []
-    if settings.repetition_penalty != 1.0:
-        processors.append(RepetitionPenalty(np.float32(settings.repetition_penalty)))
-    if settings.no_repeat_ngram_size > 0:
-        processors.append(NoRepeatNGram(np.int32(settings.no_repeat_ngram_size)))
-    if settings.min_length > 0 and settings.eos_token_ids:
-        is_end = _token_mask("eos_token_id", settings.eos_token_ids, vocab_size)
-        processors.append(MinLength(np.int32(settings.min_length), is_end))
-    if settings.suppress_tokens is not None:
-        processors.append(SuppressTokens(_token_mask("suppress_tokens", settings.suppress_tokens, vocab_size)))
-    return tuple(processors)
+    is_suppressed: Any  # [V]
+    begin: Any
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """Sets the suppressed tokens' scores to -inf at that length."""
+        return state, jnp.where(self.is_suppressed & (length == self.begin), -jnp.inf, scores)
 
 
-def _token_mask(name: str, tokens: tuple[int, ...], vocab_size: int) -> np.ndarray:
-    outside = [token for token in tokens if not 0 <= token < vocab_size]
-    if outside:
-        raise ValueError(f"{name} holds {outside}; this model's tokens are 0 to {vocab_size - 1}")
-    mask = np.zeros(vocab_size, bool)
-    mask[list(tokens)] = True
-    return mask
+@flax.struct.dataclass
+class Renormalize(Stateless):
+    """Makes log-probabilities of the scores again; always the last."""
+
+    def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
+        """Subtracts the logarithm of the sum."""
+        return state, jax.nn.log_softmax(scores, axis=-1)
 
 
 def start_processors(

@@ -1,6 +1,6 @@
 """What greedy and beam search share: the step function they drive, their options and their result.
 
-B images, K beams, P prompt tokens, L cache length, V vocabulary.
+B images, K beams or samples, N = B*K decoder rows, P prompt tokens, L cache length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from trocr_jax.decoding.logits_processors import LogitsProcessor
+from trocr_jax.decoding.sampling import Randomness
 
 Array = jax.Array
 Cache = Any
@@ -38,6 +39,35 @@ class SearchOptions:
     early_stopping: Any  # see EARLY_STOPPING
     is_image: Any  # [B]; False for rows that only fill the batch up to its bucket
     processors: tuple[LogitsProcessor, ...]
+    randomness: Randomness | None = None  # where tokens are drawn instead of the best taken
+    # What to keep of every step; static, since a buffer is allocated for it.
+    output_scores: bool = flax.struct.field(pytree_node=False, default=False)
+    output_logits: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+@flax.struct.dataclass
+class Record:
+    """What was asked to be kept of every step, each [N, L, V] with a step at its new token's place; else None."""
+
+    scores: Array | None  # processed
+    logits: Array | None  # the model's own
+
+    @classmethod
+    def allocate(cls, options: SearchOptions, num_rows: int, length: int, vocab_size: int, dtype: Any) -> Record:
+        """An empty one."""
+        shape = (num_rows, length, vocab_size)
+        scores = jnp.zeros(shape, dtype) if options.output_scores else None
+        return cls(scores, jnp.zeros(shape, dtype) if options.output_logits else None)
+
+    def write(self, length: Array, scores: Array, logits: Array) -> Record:
+        """This one with another step's scores and logits, each [N, V]."""
+
+        def write(buffer: Array | None, values: Array) -> Array | None:
+            if buffer is None:
+                return None
+            return lax.dynamic_update_slice_in_dim(buffer, values[:, None], length, axis=1)
+
+        return Record(write(self.scores, scores), write(self.logits, logits))
 
 
 @flax.struct.dataclass
@@ -47,7 +77,10 @@ class Hypotheses:
     sequences: Array  # [B, R, L] int32, prompt first, filled up behind the end
     num_tokens: Array  # [B, R] new tokens, the end token included; 0 for a slot that no hypothesis filled
     token_log_probs: Array  # [B, R, L] at each new token's place, 0 elsewhere
-    scores: Array  # [B, R]: log-probability divided by length ** length_penalty; the plain sum under greedy
+    scores: Array  # [B, R]: log-probability divided by length ** length_penalty; the plain sum without beams
+    length: Array  # [] tokens that the search went on to, the prompt included: at least the longest hypothesis's
+    record: Record
+    beam_indices: Array | None = None  # [B, R, L] the beam each new token was drawn from, where steps are kept
 
 
 def is_end(tokens: Array, options: SearchOptions) -> Array:

@@ -8,16 +8,14 @@ the reference stops after 20 tokens.
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, TrOCRConfig, _Config, read_json
+from trocr_jax.generation_config.presets import preset_settings
+from trocr_jax.generation_config.values import SAMPLING, check, normalised
 
 # With the start token 128, a length that caches are allocated for without a rest.
 DEFAULT_MAX_NEW_TOKENS = 127
@@ -27,40 +25,20 @@ _REFERENCE_DEFAULT_MAX_LENGTH = 20
 
 # Settings of the reference that would change its output and that are not built here, with the value that has no effect.
 _NEUTRAL: Mapping[str, Any] = {
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
     "constraints": None,
     "diversity_penalty": 0.0,
-    "do_sample": False,
     "dola_layers": None,
-    "exponential_decay_length_penalty": None,
     "force_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
     "guidance_scale": None,
     "max_time": None,
     "num_beam_groups": 1,
     "penalty_alpha": None,
     "prompt_lookup_num_tokens": None,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-    "sequence_bias": None,
     "stop_strings": None,
     "watermarking_config": None,
 }
-
-
-_LISTS = ("eos_token_id", "suppress_tokens")
-# Settings that are whole numbers, and their least values.
-_INTEGERS: Mapping[str, int] = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "no_repeat_ngram_size": 0,
-    "max_length": 1,
-    "max_new_tokens": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-}
+# The same of settings that only sampling looks at.
+_NEUTRAL_IN_SAMPLING: Mapping[str, Any] = {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +46,10 @@ class GenerationConfig(_Config):
     """How to decode; the reference's `GenerationConfig`, the fields that matter for TrOCR.
 
     Lengths are in tokens; `max_length` and `min_length` count the start token, `max_new_tokens` and `min_new_tokens`
-    do not and win over them. `early_stopping` is False, True or "never". Settings of a file that are not built here
-    are kept in `extra`, and using them is an error rather than silence.
+    do not and win over them. `early_stopping` is False, True or "never". `end_at_max_length` is not the reference's:
+    the last token that fits is an end token, at its own score. Lists are kept as tuples, `sequence_bias` as pairs
+    (tokens, bias), whether a file or a call gives them. Settings of a file that are not built here are kept in `extra`,
+    and using them is an error rather than silence.
     """
 
     max_length: int | None = None
@@ -80,9 +60,26 @@ class GenerationConfig(_Config):
     num_return_sequences: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    typical_p: float = 1.0
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
     suppress_tokens: tuple[int, ...] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | tuple[int, ...] | None = None
+    end_at_max_length: bool = False
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
     decoder_start_token_id: int | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -90,24 +87,26 @@ class GenerationConfig(_Config):
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _LISTS:
-            value = getattr(self, name)
-            if isinstance(value, list | tuple | np.ndarray):
-                object.__setattr__(self, name, tuple(map(int, value)))
-            elif value is not None:
-                number = operator.index(value)
-                object.__setattr__(self, name, number if name == "eos_token_id" else (number,))
+        for name, value in normalised(self):
+            object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> GenerationConfig:
         """A copy with the given settings changed; None means the default. Raises ValueError for an unknown one."""
         fields = {field.name: field for field in dataclasses.fields(self)}
-        unknown = sorted(name for name in changes if name not in fields and name not in _NEUTRAL)
+        unknown = sorted(changes.keys() - fields.keys() - _NEUTRAL.keys() - _NEUTRAL_IN_SAMPLING.keys())
         if unknown:
             raise ValueError(f"unknown generation options {unknown}; supported are {sorted(set(fields) - {'extra'})}")
         known = {name: value for name, value in changes.items() if name in fields}
         known = {name: fields[name].default if value is None else value for name, value in known.items()}
         others = {name: value for name, value in changes.items() if name not in fields}
         return dataclasses.replace(self, **{"extra": {**self.extra, **others}, **known})
+
+    def with_preset(self, name: str) -> GenerationConfig:
+        """A preset's settings with this one's special tokens; the preset there is, "fairseq": see `presets.py`."""
+        tokens = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
+        kept = {token: getattr(self, token) for token in tokens}
+        extra = {k: v for k, v in self.extra.items() if k not in {**_NEUTRAL, **_NEUTRAL_IN_SAMPLING}}
+        return GenerationConfig(**preset_settings(name, self.pad_token_id), **kept, extra=extra)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GenerationConfig:
@@ -120,8 +119,9 @@ class GenerationConfig(_Config):
     @classmethod
     def from_model_config(cls, content: Mapping[str, Any]) -> GenerationConfig:
         """The generation settings inside a config.json: its top level, and its decoder's where the top has none."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"extra"} | set(_NEUTRAL)
-        defaults = {**_NEUTRAL, **dataclasses.asdict(cls())}
+        neutral = {**_NEUTRAL, **_NEUTRAL_IN_SAMPLING}
+        names = {field.name for field in dataclasses.fields(cls)} - {"extra"} | neutral.keys()
+        defaults = {**neutral, **dataclasses.asdict(cls())}
         settings: dict[str, Any] = {}
         # The decoder's ids have defaults of their own, which a diff-only file leaves out.
         decoder = dataclasses.asdict(TrOCRConfig()) | dict(content.get("decoder") or {})
@@ -148,7 +148,7 @@ class GenerationConfig(_Config):
         if content.get("max_length") == _REFERENCE_DEFAULT_MAX_LENGTH:
             # A file's max_length of 20 would be read as not set.
             content |= {"max_new_tokens": content.pop("max_length") - 1}
-        return content
+        return {name: _listed(value) for name, value in content.items()}
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -176,21 +176,38 @@ class GenerationConfig(_Config):
     def resolve(self, options: Mapping[str, Any], *, prompt_length: int, max_positions: int) -> GenerationConfig:
         """These settings with a call's options on top, checked, and with `max_length` and `min_length` filled in.
 
-        `prompt_length` counts the tokens given, `max_positions` the rows of the position table. Raises ValueError
-        for an unknown option, a value out of range, or a length that the call asks for and the table cannot hold.
+        `prompt_length` counts the tokens given, `max_positions` the rows of the position table. The option `preset`
+        puts a preset's settings in the place of these. Raises ValueError for an unknown option, a value out of range,
+        or a length that the call asks for and the table cannot hold.
         """
+        preset = options.get("preset")
+        options = {name: value for name, value in options.items() if name != "preset"}
         settings = self.replace(**options)
+        if preset is not None:
+            settings = settings.with_preset(preset).replace(**options)
         # A call's total length wins over a file's number of new tokens.
         for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             if options.get(total) is not None and options.get(new) is None:
                 settings = settings.replace(**{new: None})
-        refused = {k: v for k, v in settings.extra.items() if k in _NEUTRAL and v is not None and v != _NEUTRAL[k]}
-        if refused:
-            neutral = ", ".join(f"{name}={_NEUTRAL[name]!r}" for name in sorted(refused))
-            raise ValueError(f"generation settings {refused} are not supported; switch them off with {neutral}")
-        settings._check()
+        if "top_k" in options and options["top_k"] is None:
+            settings = settings.replace(top_k=0)  # In a call the reference takes None for none, in a file for 50.
+        check(settings)
+        settings._check_support(options)
         is_asked = any(options.get(name) is not None for name in ("max_length", "max_new_tokens"))
         return settings._with_lengths(prompt_length, max_positions + 1, is_asked=is_asked)
+
+    def _check_support(self, options: Mapping[str, Any]) -> None:
+        known = {**_NEUTRAL, **(_NEUTRAL_IN_SAMPLING if self.do_sample else {})}
+        refused = {k: v for k, v in self.extra.items() if k in known and v is not None and v != known[k]}
+        if refused:
+            neutral = ", ".join(f"{name}={known[name]!r}" for name in sorted(refused))
+            raise ValueError(f"generation settings {refused} are not supported; switch them off with {neutral}")
+        # A file may hold settings of sampling beside do_sample=False, as the reference's do; a call means them.
+        idle = {k: v for k, v in options.items() if k in SAMPLING and v is not None and v != SAMPLING[k]}
+        if idle and not self.do_sample:
+            raise ValueError(
+                f"{idle} count only where tokens are drawn: pass do_sample=True as well, or leave them out"
+            )
 
     def _with_lengths(self, prompt_length: int, limit: int, *, is_asked: bool) -> GenerationConfig:
         # The last token is never fed back, so a table of P rows serves sequences of P + 1 tokens. A file's or our own
@@ -216,20 +233,7 @@ class GenerationConfig(_Config):
             min_length = prompt_length + self.min_new_tokens
         return dataclasses.replace(self, max_length=max_length, max_new_tokens=None, min_length=min_length)
 
-    def _check(self) -> None:
-        problems = []
-        for name, least in _INTEGERS.items():
-            value = getattr(self, name)
-            is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and (not is_integer or value < least):
-                problems.append(f"{name} is {value!r}; it must be an int of at least {least}")
-        for name, bound in (("length_penalty", -math.inf), ("repetition_penalty", 0.0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not math.isfinite(value) or not value > bound:
-                problems.append(f"{name} is {value!r}; it must be a finite number{' above 0' if bound == 0 else ''}")
-        if self.early_stopping not in (False, True, "never"):
-            problems.append(f"early_stopping is {self.early_stopping!r}; it must be False, True or 'never'")
-        if not problems and self.num_return_sequences > self.num_beams:
-            problems.append(f"num_return_sequences {self.num_return_sequences} exceeds num_beams {self.num_beams}")
-        if problems:
-            raise ValueError("; ".join(problems))
+
+def _listed(value: Any) -> Any:
+    """Tuples, nested ones as well, as the lists that JSON makes of them."""
+    return [_listed(part) for part in value] if isinstance(value, tuple | list) else value

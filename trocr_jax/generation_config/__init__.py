@@ -1,0 +1,5 @@
+"""Generation settings: `GenerationConfig`."""
+
+from trocr_jax.generation_config.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
+
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "GenerationConfig"]
