@@ -143,10 +143,14 @@ def test_options_reach_the_recogniser(read, stub, images):
     assert read("--model", "some/folder", "--dtype", "bfloat16", "--num-beams", 4, "--batch-size", 3, images[0])[0] == 0
     assert stub.calls == [
         ("load", None, {"dtype": "auto"}),
-        ("stream", {"batch_size": None}),
+        ("stream", {"batch_size": None, "skip_blank": False}),
         ("load", "some/folder", {"dtype": "bfloat16"}),
-        ("stream", {"batch_size": 3, "num_beams": 4}),
+        ("stream", {"batch_size": 3, "skip_blank": False, "num_beams": 4}),
     ]
+    stub.calls.clear()
+    assert read("--preset", "fairseq", "--reject-below", 0.5, "--skip-blank", images[0])[0] == 0
+    expected = {"batch_size": None, "skip_blank": True, "preset": "fairseq", "reject_below": 0.5}
+    assert stub.calls[1] == ("stream", expected)
 
 
 @pytest.mark.usefixtures("stub")
@@ -314,7 +318,8 @@ def test_search_options_that_cannot_be_followed_end_with_status_2(read, images):
 @pytest.mark.parametrize(
     "arguments",
     [[], ["read"], ["write", "a.png"], ["read", "--num-beams", "0", "a.png"], ["read", "--batch-size", "x", "a.png"],
-     ["read", "--format", "xml", "a.png"], ["read", "--dtype", "int8", "a.png"]],
+     ["read", "--reject-below", "2", "a.png"], ["read", "--reject-below", "x", "a.png"],
+     ["read", "--preset", "none", "a.png"], ["read", "--format", "xml", "a.png"], ["read", "--dtype", "int8", "a.png"]],
     ids=" ".join,
 )  # fmt: skip
 def test_mistakes_in_the_arguments_end_with_status_2(arguments, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -117,11 +118,78 @@ def test_results_are_json_both_ways(ocr):
     line = ocr(PATHS[1], num_beams=2, num_return_sequences=2)
     content = json.loads(json.dumps(line.to_dict()))
     assert Recognition.from_dict(content) == line
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["text"] == line.text
     assert content["log_prob"] == line.log_prob
-    with pytest.raises(ValueError, match="schema 2"):
-        Recognition.from_dict({**content, "schema": 2})
+    assert content["confidence"] == line.confidence
+    assert [word["text"] for word in content["words"]] == line.text.split()
+    with pytest.raises(ValueError, match="schema 3"):
+        Recognition.from_dict({**content, "schema": 3})
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"do_sample": True, "top_k": 3, "key": 1}], ids=str)
+def test_confidences_are_the_models_probabilities(ocr, options):
+    for line in ocr(PATHS, **options):
+        ids = [ocr.generation_config.start_token_id, *line.token_ids]
+        pixels = ocr.processor(line.source).pixel_values
+        own = np.asarray(jax.nn.log_softmax(ocr.logits(pixels, [ids[:-1]])[0], axis=-1))
+        probabilities = np.exp(own[np.arange(len(line.token_ids)), line.token_ids].astype(np.float64))
+        np.testing.assert_allclose(line.confidence, probabilities.prod(), rtol=1e-3)
+        np.testing.assert_allclose(
+            np.exp(line.mean_log_prob), probabilities.prod() ** (1 / len(probabilities)), rtol=1e-3
+        )
+        assert [word.text for word in line.words] == line.text.split()
+        assert all(line.text[word.start : word.end] == word.text for word in line.words)
+        # This tokenizer's words are whole tokens, the end token apart: together they make the line's confidence.
+        np.testing.assert_allclose(
+            np.prod([word.confidence for word in line.words]) * probabilities[-1], line.confidence, rtol=1e-3
+        )
+
+
+def test_a_text_of_low_confidence_is_rejected(ocr):
+    plain = ocr(PATHS)
+    confidences = sorted(line.confidence for line in plain)
+    limit = (confidences[0] + confidences[1]) / 2
+    found = ocr(PATHS, reject_below=limit)
+    for before, after in zip(plain, found, strict=True):
+        if before.confidence >= limit:
+            assert after == before
+        else:
+            assert (after.text, after.words, after.finish_reason) == ("", (), "rejected")
+            assert after.alternatives == (before,)
+            assert after.confidence == before.confidence
+    assert sum(line.finish_reason == "rejected" for line in found) == 1
+    several = ocr(PATHS[0], num_beams=3, num_return_sequences=2, reject_below=1.0)
+    assert len(several.alternatives) == 2
+    assert Recognition.from_dict(several.to_dict()) == several
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="reject_below"):
+            ocr(PATHS, reject_below=wrong)
+
+
+def test_images_without_ink_are_skipped_on_demand(ocr, tmp_path, monkeypatch):
+    blank = np.full((40, 300), 250, np.uint8)
+    assert ocr(blank).finish_reason != "blank"  # a model always reads something
+    images = [PATHS[0], blank, tmp_path / "missing.png", PATHS[1]]
+    lines = ocr(images, skip_blank=True)
+    assert [line.finish_reason for line in lines] == ["eos", "blank", "error", "eos"]
+    assert [line.text for line in lines] == [TEXTS["capitals.png"], "", "", TEXTS["date.png"]]
+    assert lines[1].confidence is None
+    assert Recognition.from_dict(lines[1].to_dict()) == lines[1]
+    # Nothing to read: the model is not asked.
+    monkeypatch.setattr(TrOCR, "generate", None)
+    assert ocr([blank, blank], skip_blank=True, reject_below=0.9) == [lines[1], lines[1]]
+
+
+def test_the_fairseq_preset_resizes_as_fairseq_does(ocr):
+    bicubic = dataclasses.replace(ocr.processor.image_processor, resample=3)
+    pixels = bicubic([PATHS[1]])
+    assert not np.array_equal(pixels, ocr.processor(PATHS[1]).pixel_values)
+    output = ocr.generate(pixels, preset="fairseq")
+    line = ocr(PATHS[1], preset="fairseq")
+    assert line.token_ids == tuple(output.sequences[0, 1 : 1 + output.num_tokens[0]].tolist())
+    assert line.sequence_score == float(output.sequences_scores[0])
+    assert line.sequence_score != ocr(PATHS[1], num_beams=10, early_stopping=True).sequence_score
 
 
 def test_results_stream_batch_by_batch(ocr):

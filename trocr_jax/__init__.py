@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trocr_jax.processing.image import ImageError
     from trocr_jax.processing.processor import TrOCRProcessor
     from trocr_jax.recognizer import TrOCR
-    from trocr_jax.results import Recognition
+    from trocr_jax.results import Recognition, Word
 
 # Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
 _HOMES = {
@@ -30,6 +30,7 @@ _HOMES = {
     "ViTModel": "models",
     "VisionEncoderDecoderConfig": "config",
     "VisionEncoderDecoderModel": "models",
+    "Word": "results",
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ViTModel",
     "VisionEncoderDecoderConfig",
     "VisionEncoderDecoderModel",
+    "Word",
     "__version__",
 ]
 

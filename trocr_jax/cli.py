@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     read.add_argument("--model", metavar="ID_OR_FOLDER", help="hub id or folder (default: the small embedded model)")
     read.add_argument("--num-beams", type=_positive, metavar="N", help="beams to search with; 1 is greedy")
+    read.add_argument("--preset", choices=("fairseq",), help="decode and resize as the original TrOCR's code did")
     read.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest text, in tokens")
     read.add_argument(
         "--dtype",
@@ -92,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "float32", "bfloat16"),
         help="precision (default: auto, which is float32 on CPU and bfloat16 on GPU and TPU)",
     )
+    read.add_argument(
+        "--reject-below", type=_probability, metavar="P", help="no text where the model's confidence is lower, 0 to 1"
+    )
+    read.add_argument("--skip-blank", action="store_true", help="no text for images without ink")
     read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
     read.add_argument(
         "--format",
@@ -149,6 +154,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _probability(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
 def _read(options: argparse.Namespace) -> int:
     try:
         paths, count = find_images(options.paths)
@@ -160,9 +175,9 @@ def _read(options: argparse.Namespace) -> int:
 
         enable_compilation_cache()
         ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
-        settings = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        results = ocr.stream(paths, batch_size=options.batch_size, **settings)
+        names = ("num_beams", "max_new_tokens", "preset", "reject_below")
+        settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        results = ocr.stream(paths, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings)
         return _print(results, count, FORMATS["plain" if options.format == "text" and count == 1 else options.format])
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):

@@ -19,12 +19,15 @@ from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
 from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.generation_config.presets import RESAMPLE
 from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.models import VisionEncoderDecoderModel, encode
-from trocr_jax.processing.image import ImageError, as_list, describe, is_single
+from trocr_jax.processing.blank import is_blank
+from trocr_jax.processing.image import ImageError, ImageProcessor, as_list, describe, is_single, load_rgb
 from trocr_jax.processing.processor import TrOCRProcessor
-from trocr_jax.results import Recognition
+from trocr_jax.processing.spans import decode_with_spans
+from trocr_jax.results import Recognition, find_words
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
 
@@ -111,18 +114,36 @@ class TrOCR:
         return self._network.module
 
     def __call__(
-        self, images: Any, *, batch_size: int | None = None, on_error: OnError = "return", **options: Any
+        self,
+        images: Any,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "return",
+        reject_below: float | None = None,
+        skip_blank: bool = False,
+        **options: Any,
     ) -> Any:
         """What is written in the images: a list of Recognition in order, or one for a single image.
 
         An image is a path, a PIL image or an array ([h, w], [h, w, C] or [C, h, w]; uint8, 16-bit, bool, or floats in
-        [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or max_new_tokens=64, preset="fairseq",
-        and, with do_sample=True, a `key`: an int or a jax.random.key, which with the image's place among the images
-        decides what is drawn. An image that cannot be read gives a Recognition with `error`, or raises ImageError with
-        on_error="raise".
+        [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or max_new_tokens=64, preset="fairseq"
+        (which resizes images as the original did, too), and, with do_sample=True, a `key`: an int or a jax.random.key,
+        which with the image's place among the images decides what is drawn.
+
+        An image that cannot be read gives a Recognition with `error`, or raises ImageError with on_error="raise". A
+        text whose confidence is below `reject_below` comes back empty, as "rejected". With `skip_blank` an image
+        without ink comes back empty, as "blank", and the model never sees it; that is off unless it is asked for, since
+        only a person can say how faint a text may be.
         """
-        found = list(self.stream(as_list(images), batch_size=batch_size, on_error=on_error, **options))
-        return found[0] if is_single(images) else found
+        found = self.stream(
+            as_list(images),
+            batch_size=batch_size,
+            on_error=on_error,
+            reject_below=reject_below,
+            skip_blank=skip_blank,
+            **options,
+        )
+        return next(iter(found)) if is_single(images) else list(found)
 
     def stream(
         self,
@@ -130,6 +151,8 @@ class TrOCR:
         *,
         batch_size: int | None = None,
         on_error: OnError = "return",
+        reject_below: float | None = None,
+        skip_blank: bool = False,
         key: Any = None,
         **options: Any,
     ) -> Iterator[Recognition]:
@@ -139,36 +162,49 @@ class TrOCR:
         size = default_batch_size() if batch_size is None else batch_size
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
+        if reject_below is not None and not 0 <= reject_below <= 1:
+            raise ValueError(f"reject_below is {reject_below!r}; a confidence is a probability, from 0 to 1")
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
         positions = self.config.decoder.max_position_embeddings
         checked_key(key, self.generation_config.resolve(options, prompt_length=1, max_positions=positions))
         batches = _batches([images] if is_single(images) else images, size)
         options["key"] = key
-        return itertools.chain.from_iterable(
-            self._read(batch, i * size, on_error, options) for i, batch in enumerate(batches)
+        found = itertools.chain.from_iterable(
+            self._read(batch, i * size, on_error, skip_blank, options) for i, batch in enumerate(batches)
         )
+        return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
 
     def _read(
-        self, images: Sequence[Any], first: int, on_error: OnError, options: Mapping[str, Any]
+        self, images: Sequence[Any], first: int, on_error: OnError, skip_blank: bool, options: Mapping[str, Any]
     ) -> list[Recognition]:
-        """One result an image, in order, the first numbered `first`; those that cannot be opened leave the batch."""
-        errors: dict[int, Recognition] = {}
+        """One result an image, in order, the first numbered `first`; the model sees those that can be read."""
+        unread: dict[int, Recognition] = {}
         pixels = []
+        image_processor = self._image_processor(options.get("preset"))
         for i, image in enumerate(images):
             try:
-                pixels.append(self.processor.image_processor.pixels(image))
+                rgb = load_rgb(image)
+                if skip_blank and is_blank(rgb):
+                    unread[i] = Recognition("", finish_reason="blank", source=_source(image))
+                else:
+                    pixels.append(image_processor.pixels(rgb))
             except ImageError as error:
                 if on_error == "raise":
                     raise
-                errors[i] = Recognition("", finish_reason="error", error=str(error), source=_source(image))
+                unread[i] = Recognition("", finish_reason="error", error=str(error), source=_source(image))
         if not pixels:
-            return list(errors.values())
-        opened = [i for i in range(len(images)) if i not in errors]
+            return list(unread.values())
+        opened = [i for i in range(len(images)) if i not in unread]
         sources = [_source(images[i]) for i in opened]
         output = self.generate(np.stack(pixels), image_numbers=[first + i for i in opened], **options)
         read = iter(self._recognitions(output, sources))
-        return [errors[i] if i in errors else next(read) for i in range(len(images))]
+        return [unread[i] if i in unread else next(read) for i in range(len(images))]
+
+    def _image_processor(self, preset: str | None) -> ImageProcessor:
+        """The checkpoint's image processor, with a preset's filter if there is one."""
+        image_processor = self.processor.image_processor
+        return image_processor if preset is None else dataclasses.replace(image_processor, resample=RESAMPLE[preset])
 
     def _recognitions(self, output: GenerationOutput, sources: Sequence[str | None]) -> list[Recognition]:
         """One an image, further hypotheses as its alternatives."""
@@ -188,10 +224,13 @@ class TrOCR:
             return Recognition("", finish_reason="error", error=error, source=source)
         start = output.sequences.shape[1] - output.token_log_probs.shape[1]
         ids = output.sequences[row, start : start + count]
+        text, spans = decode_with_spans(self.processor.tokenizer, ids)
+        log_probs = tuple(float(p) for p in output.token_log_probs[row, :count])
         return Recognition(
-            text=self.processor.tokenizer.decode(ids, skip_special_tokens=True),
+            text=text,
             token_ids=tuple(int(i) for i in ids),
-            token_log_probs=tuple(float(p) for p in output.token_log_probs[row, :count]),
+            token_log_probs=log_probs,
+            words=find_words(text, spans, log_probs),
             sequence_score=None if output.sequences_scores is None else float(output.sequences_scores[row]),
             finish_reason="length" if output.is_truncated[row] else "eos",
             source=source,

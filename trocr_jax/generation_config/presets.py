@@ -9,13 +9,16 @@ end, never a pad. What is found first is the same text at the same score. They d
 - where the vocabulary has no more tokens than twice the beams;
 - for scores that are nan, which fairseq rules out.
 Its images are resized with Pillow's bicubic filter for every model, where the reference's preprocessor_config.json of
-the base and large ones says bilinear; that half is the processor's, and has to be set apart:
-`ocr.processor.image_processor = dataclasses.replace(ocr.processor.image_processor, resample=3)`.
+the base and large ones says bilinear. `TrOCR` does that half as well; a call of `generate` gets pixels as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+# Pillow's number of the filter that images are resized with.
+RESAMPLE: Mapping[str, int] = {"fairseq": 3}
 
 
 def preset_settings(name: str, pad_token_id: int | None) -> dict[str, Any]:
