@@ -20,7 +20,7 @@ import numpy as np
 
 from trocr_jax import registry
 from trocr_jax.checkpoints import store
-from trocr_jax.checkpoints.folder import push_folder, save_folder, source_label, write_card
+from trocr_jax.checkpoints.folder import Saved, source_label, write_card
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE, save_weights
 from trocr_jax.config import (
@@ -52,7 +52,7 @@ Array = jax.Array
 Params = Mapping[str, Any]
 
 
-class _Model:
+class _Model(Saved):
     """What all wrappers share: a tree that is made at random when first needed, unless one is given."""
 
     config: Any
@@ -90,33 +90,6 @@ class _Model:
 
     def _abstract(self) -> Params:
         return jax.eval_shape(self._init, jax.random.key(0))
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub_options: Any,
-    ) -> None:
-        """Writes a complete folder: weights (flax_model.safetensors), configuration, and a card with their hashes.
-
-        The folder appears when all is written; one that exists keeps its other files. Weights of more than
-        `max_shard_size` (a number of bytes, or "5GB") are split. With `push_to_hub` the files are uploaded as well, to
-        `repo_id` or a repository of the folder's name; see `push_to_hub` for the options.
-        """
-        write = functools.partial(self.write_files, max_shard_size=max_shard_size)
-        save_folder(folder, write, push_to_hub=push_to_hub, repo_id=repo_id, **hub_options)
-
-    def push_to_hub(
-        self, repo_id: str, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE, **hub_options: Any
-    ) -> str:
-        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` and returns the commit's address.
-
-        `hub_options` are token, private, revision, commit_message and create_pr. Raises OSError saying what to do.
-        """
-        return push_folder(functools.partial(self.write_files, max_shard_size=max_shard_size), repo_id, **hub_options)
 
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
         """Writes what belongs to this model into a folder that exists, one file after another."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from trocr_jax.checkpoints.folder import push_folder, save_folder, source_label
+from trocr_jax.checkpoints.folder import Saved, source_label
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
@@ -34,7 +34,7 @@ EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
 OnError = Literal["return", "raise"]
 
 
-class TrOCR:
+class TrOCR(Saved):
     """A text-line recogniser: a checkpoint's network, processor and generation settings.
 
     >>> ocr = TrOCR.from_pretrained()                       # the small embedded model
@@ -61,31 +61,8 @@ class TrOCR:
         network.source = source_label(EMBEDDED if source is None else source, folder)
         return cls(network, TrOCRProcessor.from_pretrained(folder))
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub_options: Any,
-    ) -> None:
-        """Writes a complete folder, whose bits `from_pretrained` reads back: what the model's own `save_pretrained`
-        writes, preprocessing and tokenizer. Arguments are the same.
-        """
-        write = functools.partial(self._write_files, max_shard_size=max_shard_size)
-        save_folder(folder, write, push_to_hub=push_to_hub, repo_id=repo_id, **hub_options)
-
-    def push_to_hub(
-        self, repo_id: str, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE, **hub_options: Any
-    ) -> str:
-        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` and returns the commit's address.
-
-        `hub_options` are token, private, revision, commit_message and create_pr. Raises OSError saying what to do.
-        """
-        return push_folder(functools.partial(self._write_files, max_shard_size=max_shard_size), repo_id, **hub_options)
-
-    def _write_files(self, folder: pathlib.Path, max_shard_size: int | str) -> None:
+    def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
+        """Writes what the model and the processor write into a folder that exists."""
         self._network.write_files(folder, max_shard_size=max_shard_size)
         self.processor.write_files(folder)
 

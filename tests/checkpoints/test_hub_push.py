@@ -67,7 +67,37 @@ def test_a_model_is_pushed_and_read_back(hub):
     assert address == f"{hub.endpoint}/org/nano/commit/{hub.snapshot('org/nano')[0]}"
     image = np.full((40, 200, 3), 255, np.uint8)
     image[8:32, 20:180:12] = 0
-    assert trocr_jax.TrOCR.from_pretrained("org/nano")(image) == ocr(image)
+    again = trocr_jax.TrOCR.from_pretrained("org/nano")
+    assert again(image) == ocr(image)
+    commit, files = hub.snapshot("org/nano")
+    assert "\n# nano\n" in files["README.md"].decode()
+    # What is made of it says where it comes from.
+    assert again._network.source == f"org/nano@{commit}"
+
+
+def test_saving_pushes_as_well_if_asked(hub, tmp_path):
+    ocr = trocr_jax.TrOCR.from_pretrained()
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "diary.txt").write_text("mine")
+    ocr.save_pretrained(tmp_path / "nano", push_to_hub=True, repo_id="org/first", token="hf_good")
+    ocr.save_pretrained(tmp_path / "nano", push_to_hub=True, token="hf_good")  # the folder's name, of one's own
+    written = contents(tmp_path / "nano")
+    del written["diary.txt"]  # was there before, and is nobody's business
+    assert hub.snapshot("org/first")[1] == hub.snapshot("me/nano")[1] == written
+    ocr.processor.push_to_hub("org/processor", token="hf_good")
+    assert set(hub.snapshot("org/processor")[1]) == {
+        "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+
+
+def test_a_wrong_id_is_refused_before_anything_is_written(hub, tmp_path):
+    ocr = trocr_jax.TrOCR.from_pretrained()
+    with pytest.raises(ValueError, match="a/b/c"):
+        ocr.save_pretrained(tmp_path / "nano", push_to_hub=True, repo_id="a/b/c")
+    with pytest.raises(ValueError, match="no hub id"):
+        ocr.push_to_hub("org/..")
+    assert not list(tmp_path.glob("nano*"))
+    assert hub.requests == []
 
 
 def test_a_repository_that_exists_keeps_its_other_files(hub, folder):

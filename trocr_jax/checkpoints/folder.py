@@ -8,10 +8,11 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trocr_jax.checkpoints import hub
+from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.version import __version__
 
 CARD_NAME = "README.md"
@@ -92,33 +93,55 @@ def _is_ours(card: pathlib.Path) -> bool:
     return not card.exists() or _CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
-def save_folder(
-    output: str | os.PathLike[str],
-    write: Callable[[pathlib.Path], object],
-    *,
-    push_to_hub: bool = False,
-    repo_id: str | None = None,
-    **hub_options: Any,
-) -> None:
-    """Has `write` fill a folder, which then becomes `output`, and uploads it to the hub if that is asked for.
+class Saved:
+    """What is saved as a folder, and pushed to the hub, by the files that its method `write_files` writes."""
 
-    `repo_id` is the folder's name where none is given; `hub_options` are those of `hub.upload_folder`. Raises
-    ValueError for hub options without push_to_hub, else what `write`, `whole_folder` and `upload_folder` raise.
-    """
-    if not push_to_hub and (repo_id is not None or hub_options):
-        raise ValueError(f"{', '.join(['repo_id', *hub_options])} need push_to_hub=True")
-    with whole_folder(output) as staged:
-        write(staged)
-        written = sorted(path.name for path in staged.iterdir())
-    if push_to_hub:
-        hub.upload_folder(output, repo_id or pathlib.Path(output).absolute().name, files=written, **hub_options)
+    def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
+        """Writes what belongs to this object into a folder that exists, one file after another."""
+        raise AssertionError("every class has its own")
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub_options: Any,
+    ) -> None:
+        """Writes a complete folder, which `from_pretrained` reads the same bits from.
 
-def push_folder(write: Callable[[pathlib.Path], object], repo_id: str, **hub_options: Any) -> str:
-    """Has `write` fill a temporary folder and uploads that, as `hub.upload_folder` does; the commit's address."""
-    with tempfile.TemporaryDirectory() as temporary:
-        write(pathlib.Path(temporary))
-        return hub.upload_folder(temporary, repo_id, **hub_options)
+        It appears when all is written; one that exists keeps its other files. Beside weights, configurations,
+        preprocessing and tokenizer, as far as there are any, models write a card with the hashes of their weights.
+        Weights of more than `max_shard_size` (a number of bytes, or "5GB") are split. With `push_to_hub` the files are
+        uploaded as well, to `repo_id` or a repository of the folder's name, with the options of the method of that
+        name. Raises ValueError for options that do not fit, FileExistsError if a file has the folder's name.
+        """
+        if not push_to_hub and (repo_id is not None or hub_options):
+            raise ValueError(f"{', '.join(['repo_id', *hub_options])} need push_to_hub=True")
+        repo_id = repo_id or pathlib.Path(folder).absolute().name
+        if push_to_hub:
+            hub.check_repo_id(repo_id)
+        with whole_folder(folder) as staged:
+            self.write_files(staged, max_shard_size=max_shard_size)
+            written = sorted(path.name for path in staged.iterdir())
+        if push_to_hub:
+            hub.upload_folder(folder, repo_id, files=written, **hub_options)
+
+    def push_to_hub(
+        self, repo_id: str, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE, **hub_options: Any
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` and returns the commit's address.
+
+        `hub_options` are token, private, revision, commit_message and create_pr. Raises ValueError for what cannot be a
+        repository, OSError saying what to do if the hub does not take the files.
+        """
+        hub.check_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = pathlib.Path(temporary) / repo_id.rpartition("/")[2]  # whose name is the card's title
+            folder.mkdir()
+            self.write_files(folder, max_shard_size=max_shard_size)
+            return hub.upload_folder(folder, repo_id, **hub_options)
 
 
 def source_label(source: str | os.PathLike[str], folder: pathlib.Path) -> str:

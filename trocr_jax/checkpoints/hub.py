@@ -110,12 +110,8 @@ def upload_folder(
     """
     # Imported here: it takes longer than reading a small checkpoint.
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise ValueError(f"{repo_id!r} is no hub id of the form org/name or name: {error}") from error
+    check_repo_id(repo_id)
     operations = [CommitOperationAdd(name, path) for name, path in _paths(pathlib.Path(folder), files).items()]
     api = HfApi(token=token)
     absent = f"the hub lets you write to no {repo_id}; log in (`hf auth login`) or pass a token= that may"
@@ -131,6 +127,16 @@ def upload_folder(
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError unless this can be the id of a repository: "org/name" or "name"."""
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"{repo_id!r} is no hub id of the form org/name or name: {error}") from error
 
 
 def _paths(folder: pathlib.Path, files: Collection[str] | None) -> dict[str, pathlib.Path]:

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from trocr_jax.checkpoints.folder import push_folder, save_folder
+from trocr_jax.checkpoints.folder import Saved
 from trocr_jax.checkpoints.hub import local_folder
+from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.processing.image import PREPROCESSOR_NAME, ImageProcessor, find_settings
 from trocr_jax.processing.tokenizer import Encoding, TrOCRTokenizer, as_array
 
 
-class TrOCRProcessor:
+class TrOCRProcessor(Saved):
     """Images to `pixel_values`, text to `labels`, ids to text."""
 
     def __init__(self, image_processor: ImageProcessor | None = None, tokenizer: TrOCRTokenizer | None = None) -> None:
@@ -46,23 +47,8 @@ class TrOCRProcessor:
             processor._missing["tokenizer"] = str(error)
         return processor
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub_options: Any,
-    ) -> None:
-        """Writes the files of the parts that there are; arguments as in `trocr_jax.TrOCR.save_pretrained`."""
-        save_folder(folder, self.write_files, push_to_hub=push_to_hub, repo_id=repo_id, **hub_options)
-
-    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
-        """Uploads what `save_pretrained` writes; see `trocr_jax.TrOCR.push_to_hub`."""
-        return push_folder(self.write_files, repo_id, **hub_options)
-
-    def write_files(self, folder: pathlib.Path) -> None:
-        """Writes the files of the parts that there are into a folder that exists."""
+    def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
+        """Writes the files of the parts that there are into a folder that exists; there is nothing to split."""
         if self._image_processor is not None:
             self._image_processor.save_pretrained(folder)
         if self._tokenizer is not None:
