@@ -22,7 +22,7 @@ ALONE = [
     {"forced_bos_token_id": 0},
     {"forced_bos_token_id": 2},
     {"forced_eos_token_id": 2},
-    {"forced_eos_token_id": [9, 2]},
+    {"forced_eos_token_id": [9]},
     {"exponential_decay_length_penalty": (3, 1.3)},
     {"exponential_decay_length_penalty": [0, 0.8]},
     {"begin_suppress_tokens": [2, 5, 9]},

@@ -38,7 +38,7 @@ def find_weights(folder: str | os.PathLike[str]) -> pathlib.Path:
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}")
+    raise FileNotFoundError(f"{folder} holds none of {list(WEIGHT_NAMES)}; pass the folder of a checkpoint")
 
 
 def is_native(path: pathlib.Path) -> bool:
