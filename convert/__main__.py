@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify.add_argument("--tokenizer", metavar="PATH", help="of a fairseq file: its tokenizer's folder or model")
     verify.set_defaults(run=_verify)
     options = parser.parse_args(arguments)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _verify(options: argparse.Namespace) -> int:

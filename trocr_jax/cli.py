@@ -134,6 +134,14 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="of a fairseq file: the folder with encoder.json, vocab.bpe and dict.txt, or the SentencePiece model",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="of a fairseq file: what it does not say itself, as its errors ask for",
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
 
@@ -152,6 +160,16 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, is_given, value = text.partition("=")
+    if not name or not is_given:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
 
 
 def _probability(text: str) -> float:
@@ -197,6 +215,7 @@ def run_convert(options: argparse.Namespace) -> int:
             to=options.to,
             dtype=options.dtype,
             tokenizer=options.tokenizer,
+            overrides=dict(options.set),
             max_shard_size=options.max_shard_size,
             dry_run=options.dry_run,
             show_progress=True,

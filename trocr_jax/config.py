@@ -352,6 +352,9 @@ def decoder_config_from_dict(content: Mapping[str, Any] | TrOCRConfig) -> TrOCRC
 
 
 def _check_heads(part: str, width: int, heads: int) -> None:
+    for name, value in (("width", width), ("number of attention heads", heads)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"the {part}'s {name} is {value!r}; it must be an int")
     if heads < 1 or width % heads:
         raise ValueError(f"the {part}'s width {width} cannot be divided among {heads} attention heads")
 

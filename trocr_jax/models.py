@@ -20,7 +20,7 @@ import numpy as np
 
 from trocr_jax import registry
 from trocr_jax.checkpoints import store
-from trocr_jax.checkpoints.folder import Saved, source_label, write_card
+from trocr_jax.checkpoints.folder import USAGE, USAGE_OF_PART, Saved, Source, write_card
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE, save_weights
 from trocr_jax.config import (
@@ -62,7 +62,7 @@ class _Model(Saved):
         self.policy = get_policy(dtype)
         self._params = params
         self._seed = seed
-        self.source = ""  # what the parameters were read from, as `folder.source_label` tells it
+        self.source: Source | None = None  # what the parameters were read from
 
     @property
     def params(self) -> Params:
@@ -93,13 +93,17 @@ class _Model(Saved):
 
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
         """Writes what belongs to this model into a folder that exists, one file after another."""
+        # What would not be read again must not take the place of what would.
+        store.check_tree(self.params, self._abstract(), f"the parameters of this {type(self).__name__}")
         write_json(folder / CONFIG_NAME, self.config.to_dict())
         tensors = store.to_native(self.params)
         hashes = save_weights(tensors, folder, store.NATIVE_NAME, format_name="flax", max_shard_size=max_shard_size)
-        write_card(folder, self._summary(), hashes, self.source)
+        summary, usage = self._description()
+        write_card(folder, summary, hashes, self.source, usage=usage)
 
-    def _summary(self) -> str:
-        return f"its {self.config.model_type} part alone"
+    def _description(self) -> tuple[str, str]:
+        """What a card says of the model, and how it is loaded."""
+        return f"its {self.config.model_type} part alone", USAGE_OF_PART.format(name=type(self).__name__)
 
 
 class ViTModel(_Model):
@@ -128,7 +132,7 @@ class ViTModel(_Model):
             config = encoder_config_from_dict(content)
             model = cls(config, store.load_encoder(folder, config), dtype=dtype)
             store.check_tree(model.params, model._abstract(), folder)
-        model.source = source_label(source, folder)
+        model.source = Source.of(source, folder)
         return model
 
     def __call__(
@@ -186,7 +190,7 @@ class TrOCRForCausalLM(_Model):
             config = TrOCRConfig.from_dict(content).replace(is_decoder=True)
             model = cls(*store.load_decoder(folder, config), dtype=dtype)
             store.check_tree(model.params, model._abstract(), folder)
-        model.source = source_label(source, folder)
+        model.source = Source.of(source, folder)
         return model
 
     def __call__(
@@ -320,7 +324,7 @@ class VisionEncoderDecoderModel(_Model):
         config, params = store.load_params(folder, VisionEncoderDecoderConfig.from_pretrained(folder))
         model = cls(config, params=params, generation_config=GenerationConfig.from_pretrained(folder), dtype=dtype)
         store.check_tree(params, model._abstract(), folder)
-        model.source = source_label(source, folder)
+        model.source = Source.of(source, folder)
         return model
 
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
@@ -328,8 +332,8 @@ class VisionEncoderDecoderModel(_Model):
         super().write_files(folder, max_shard_size=max_shard_size)
         write_json(folder / GENERATION_CONFIG_NAME, self.generation_config.to_dict())
 
-    def _summary(self) -> str:
-        return registry.summary(self.config)
+    def _description(self) -> tuple[str, str]:
+        return registry.summary(self.config), USAGE
 
     def __call__(
         self,

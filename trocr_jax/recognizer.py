@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from trocr_jax.checkpoints.folder import Saved, source_label
+from trocr_jax.checkpoints.folder import Saved, Source
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
@@ -58,7 +58,7 @@ class TrOCR(Saved):
         """
         folder = local_folder(EMBEDDED if source is None else source, **hub_options)
         network = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
-        network.source = source_label(EMBEDDED if source is None else source, folder)
+        network.source = Source.of(EMBEDDED if source is None else source, folder)
         return cls(network, TrOCRProcessor.from_pretrained(folder))
 
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:

@@ -197,10 +197,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             added[value["path"]] = base64.b64decode(value["content"])
         for value in (line["value"] for line in lines if line["key"] == "lfsFile"):
             added[value["path"]] = hub.storage[value["oid"]]
+        deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
         hub.commits.append((repository, revision, lines[0]["value"]["summary"], sorted(added)))
         commit = f"{len(hub.commits):040x}"
         target = f"refs/pr/{len(hub.commits)}" if self.is_proposal else revision
-        snapshot = (commit, {**hub.snapshot(repository, revision)[1], **added})
+        before = hub.snapshot(repository, revision)[1]
+        snapshot = (commit, {**{name: body for name, body in before.items() if name not in deleted}, **added})
         hub.pushed[repository, target] = hub.pushed[repository, commit] = snapshot
         address = f"{hub.endpoint}/{repository}"
         proposal = f"{address}/discussions/{len(hub.commits)}" if self.is_proposal else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import logging
@@ -31,6 +32,7 @@ from trocr_jax.checkpoints.fairseq import original_name
 from trocr_jax.checkpoints.inspection import inspect
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL, matching_models
+from trocr_jax.registry import architecture as registry_architecture
 
 FORMATS = ("safetensors", "bin", "legacy bin", "sharded bin", "fairseq")
 
@@ -293,6 +295,94 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_finds_what_a_run_would(oracles, tmp_path):
+    _, tensors, config = oracles("trocr-small-printed")
+    name = "decoder.layernorm_embedding.bias"
+    large = tensors | {name.replace("decoder.", "decoder.model.decoder.", 1): np.full(32, 1e6, np.float32)}
+    source = write(tmp_path / "source", "fairseq", large, config)
+    (tmp_path / "file").write_text("")
+    for wrong in (
+        {"max_shard_size": "5 elephants"},
+        {"output": tmp_path / "file"},
+        {"output": ""},
+        {"dtype": "float16"},
+        {"tokenizer": tmp_path / "nowhere.model"},
+    ):
+        arguments = {"output": tmp_path / "out", **wrong}
+        with pytest.raises((ValueError, OSError)):
+            convert_checkpoint(source, arguments.pop("output"), dry_run=True, **arguments)
+    convert_checkpoint(source, tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "last.ckpt", "model.safetensors"])
+def test_a_fairseq_file_may_have_any_name(name, oracles, tmp_path):
+    _, tensors, config = oracles("trocr-small-printed")
+    source = write(tmp_path / "source", "fairseq", tensors, config)
+    overrides = None
+    if name.endswith(".safetensors"):  # which holds no arguments
+        state = {key: tensor.numpy() for key, tensor in fairseq_state(tensors, config).items()}
+        safetensors.numpy.save_file(state, tmp_path / name)
+        with pytest.raises(CheckpointError, match="--set decoder_attention_heads=VALUE"):
+            load_checkpoint(tmp_path / name)
+        overrides = {"decoder_attention_heads": 4, "activation_function": "relu", "scale_embedding": True}
+    else:
+        shutil.move(source, tmp_path / name)
+    checkpoint = load_checkpoint(tmp_path / name, overrides=overrides)
+    assert_same(checkpoint.params, store.from_torch(tensors, names.table(config), "the twin"))
+    assert registry_architecture(checkpoint.config) == registry_architecture(config)
+
+
+def test_what_a_fairseq_file_does_not_say_can_be_said(oracles, tmp_path, capsys):
+    _, tensors, config = oracles("trocr-small-printed")
+    path = write(tmp_path / "source", "fairseq", tensors, config)
+    torch.save({"model": fairseq_state(tensors, config)}, path)
+    command = ["convert", str(path), str(tmp_path / "out")]
+    assert trocr_jax.cli.main(command) == 2
+    assert "--set activation_function=VALUE" in capsys.readouterr().err
+    told = ["decoder_attention_heads=4", "activation_function=relu", "scale_embedding=true", "input_size=[48,48]"]
+    assert trocr_jax.cli.main([*command, *(part for setting in told for part in ("--set", setting))]) == 0
+    found = TrOCR.from_pretrained(tmp_path / "out").config
+    assert registry_architecture(found) == registry_architecture(config)
+    with pytest.raises(ValueError, match="nothing can be said of"):
+        load_checkpoint(path, overrides={"heads": 4})
+    with pytest.raises(ValueError, match="no original TrOCR checkpoint"):
+        load_checkpoint(EMBEDDED, overrides={"decoder_attention_heads": 4})
+
+
+def test_arguments_that_do_not_belong_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no original TrOCR checkpoint"):
+        convert_checkpoint(EMBEDDED, tmp_path / "out", tokenizer=tmp_path)
+    with pytest.raises(ValueError, match="dtyp"):
+        convert_checkpoint(EMBEDDED / "flax_model.safetensors", tmp_path / "out", dtyp="float16")
+    for missing in ("w/missing.pt", "missing.safetensors", "a.bin"):
+        with pytest.raises(FileNotFoundError, match=f"{missing} does not exist"):
+            load_checkpoint(missing)
+
+
+def test_the_dtype_of_the_read_weights_is_not_told_of_the_written(oracles, tmp_path):
+    _, tensors, config = oracles("trocr-base-printed")
+    source = write(tmp_path / "source", "bin", tensors, config)
+    content = json.loads((source / "config.json").read_text()) | {"torch_dtype": "float16", "dtype": "float16"}
+    content["encoder"]["dtype"] = content["decoder"]["torch_dtype"] = "float16"
+    (source / "config.json").write_text(json.dumps(content))
+    convert_checkpoint(source, tmp_path / "out", to="torch")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["dtype"] == "float32"
+    assert not {"dtype", "torch_dtype"} & (found["encoder"].keys() | found["decoder"].keys())
+    assert "torch_dtype" not in found
+    assert transformers.VisionEncoderDecoderModel.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
+def test_the_card_of_converted_shards_tells_each_ones_hash(oracles, tmp_path):
+    _, tensors, config = oracles("trocr-base-printed")
+    convert_checkpoint(write(tmp_path / "source", "sharded bin", tensors, config), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for name in ("pytorch_model-1.bin", "pytorch_model-2.bin"):
+        digest = hashlib.sha256((tmp_path / "source" / name).read_bytes()).hexdigest()
+        assert f"| {name}, which this was converted from | {digest} |" in card
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -321,6 +411,8 @@ def test_long_work_shows_its_progress_on_a_terminal_only(monkeypatch, tmp_path, 
     convert_checkpoint(EMBEDDED, tmp_path / "shown", show_progress=True)
     size = sum(tensor.nbytes for tensor in store.read_tensors(EMBEDDED / "flax_model.safetensors").values())
     assert shown == {"checking": (size, size), "writing": (size, size)}
+    convert_checkpoint(EMBEDDED, tmp_path / "wide", dtype="float32", show_progress=True)
+    assert shown["writing"] == (2 * size, 2 * size)
     assert "writing" in terminal.getvalue()
     shown.clear()
     convert_checkpoint(EMBEDDED, tmp_path / "not asked for")
@@ -360,6 +452,8 @@ def test_adapters_are_refused_clearly(oracles, tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors holds the adapters.*merge_and_unload"):
         load_checkpoint(source)
     assert "merge_and_unload" in inspect(source).problem
+    safetensors.numpy.save_file({name: np.zeros((2, 2), "f")}, tmp_path / "adapter_model.safetensors")
+    assert "merge_and_unload" in inspect(tmp_path / "adapter_model.safetensors").problem
     # As peft saves them: a folder without a model.
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapters" / "adapter_config.json").write_text("{}")

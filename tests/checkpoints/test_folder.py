@@ -18,7 +18,7 @@ from tests.conftest import SAMPLES
 from tests.twins import default_twin
 from trocr_jax import TrOCR, TrOCRForCausalLM, TrOCRProcessor, VisionEncoderDecoderModel
 from trocr_jax.checkpoints.conversion import convert
-from trocr_jax.checkpoints.folder import source_label, whole_folder
+from trocr_jax.checkpoints.folder import Source, whole_folder
 from trocr_jax.recognizer import EMBEDDED
 
 COMPLETE = {
@@ -81,14 +81,18 @@ def test_the_card_tells_source_and_hashes(ocr, tmp_path):
 
 def test_a_hub_id_is_the_base_model(ocr, tmp_path):
     folder = tmp_path / "models--org--name" / "snapshots" / "0123abc"
-    assert source_label("org/name", folder) == "org/name@0123abc"
-    assert source_label(EMBEDDED, EMBEDDED) == "trocr-nano-printed"
+    assert Source.of("org/name", folder) == Source("org/name", "0123abc")
+    assert Source.of(EMBEDDED, EMBEDDED) == Source("trocr-nano-printed")
     model = VisionEncoderDecoderModel.from_pretrained(EMBEDDED)
-    model.source = "org/name@0123abc"
+    model.source = Source("org/name", "0123abc")
     model.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "\nbase_model: org/name\n" in card
-    assert "from org/name@0123abc." in card
+    assert "from org/name, revision 0123abc." in card
+    # A folder whose name looks like one is none.
+    model.save_pretrained(tmp_path / "org@name")
+    VisionEncoderDecoderModel.from_pretrained(tmp_path / "org@name").save_pretrained(tmp_path / "again")
+    assert "base_model" not in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_weights_beyond_the_limit_are_split_and_read_back(ocr, tmp_path):
@@ -178,13 +182,110 @@ def test_parts_are_saved_as_whole_folders_too(ocr, tmp_path):
     assert names(tmp_path / "decoder") >= {"README.md", "config.json", "flax_model.safetensors.index.json"}
     assert_same(TrOCRForCausalLM.from_pretrained(tmp_path / "decoder").params, decoder.params)
     ocr.processor.save_pretrained(tmp_path / "processor")
+    assert "trocr_jax.TrOCRForCausalLM.from_pretrained(" in (tmp_path / "decoder" / "README.md").read_text()
+    ocr.processor.tokenizer.save_pretrained(tmp_path / "a" / "tokenizer")
+    ocr.processor.image_processor.save_pretrained(tmp_path / "a" / "images")
     again = TrOCRProcessor.from_pretrained(tmp_path / "processor")
     assert again.tokenizer.get_vocab() == ocr.processor.tokenizer.get_vocab()
     assert json.loads((tmp_path / "processor" / "preprocessor_config.json").read_text())["size"]
 
 
 def test_hub_options_need_a_push(ocr, tmp_path):
-    for options in ({"repo_id": "org/name"}, {"token": "hf_x"}):
-        with pytest.raises(ValueError, match="push_to_hub=True"):
+    for options, given in (({"repo_id": "org/name"}, "repo_id"), ({"token": "hf_x"}, "token")):
+        with pytest.raises(ValueError, match=f"^{given} given without push_to_hub=True"):
             ocr.save_pretrained(tmp_path / "saved", **options)
+    for misspelt in ({"max_shard_siz": 5}, {"push_to_hub": True, "tokn": "hf_x"}):
+        with pytest.raises(TypeError, match="unknown options"):
+            ocr.save_pretrained(tmp_path / "saved", **misspelt)
     assert names(tmp_path) == set()
+
+
+def test_a_move_that_fails_leaves_whole_files(ocr, tmp_path, monkeypatch):
+    ocr.save_pretrained(tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    other = VisionEncoderDecoderModel(default_twin().config, params=default_twin().params)
+    moved, replace = [], os.replace
+
+    def fail_on_weights(source, target):
+        if os.path.dirname(target) == str(tmp_path / "saved"):
+            moved.append(os.path.basename(target))
+            if "safetensors" in moved[-1]:
+                raise OSError("no space left")
+        replace(source, target)
+
+    monkeypatch.setattr("trocr_jax.checkpoints.folder.os.replace", fail_on_weights)
+    with pytest.raises(OSError, match="no space"):
+        other.save_pretrained(tmp_path / "saved")
+    assert moved[-1] == "flax_model.safetensors"  # weights come last
+    assert names(tmp_path / "saved") == COMPLETE
+    assert (tmp_path / "saved" / "flax_model.safetensors").read_bytes() == before["flax_model.safetensors"]
+
+
+def test_nothing_of_an_output_changes_where_a_folder_is_in_the_way(ocr, tmp_path):
+    (tmp_path / "saved" / "tokenizer.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"tokenizer\.json is a folder"):
+        ocr.save_pretrained(tmp_path / "saved")
+    assert names(tmp_path / "saved") == {"tokenizer.json"}
+
+
+def test_tokenizer_and_preprocessing_of_an_earlier_save_go(ocr, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("vocab.json", "special_tokens_map.json", "added_tokens.json", "processor_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "merges.txt").write_text("")
+    ocr.save_pretrained(folder)
+    assert names(folder) == COMPLETE
+    assert TrOCR.from_pretrained(folder)(SAMPLES / "date.png") == ocr(SAMPLES / "date.png")
+    # A decoder alone has neither, and takes neither away.
+    VisionEncoderDecoderModel.from_pretrained(EMBEDDED).save_pretrained(folder)
+    assert names(folder) == COMPLETE
+
+
+def test_outputs_are_what_their_names_mean(ocr, tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    ocr.save_pretrained("..")
+    assert names(tmp_path / "here") == COMPLETE | {"below"}
+    assert "# here\n" in (tmp_path / "here" / "README.md").read_text()
+    ocr.save_pretrained(".")
+    assert names(tmp_path / "here" / "below") == COMPLETE
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    ocr.save_pretrained(tmp_path / "link")
+    assert names(tmp_path / "elsewhere") == COMPLETE
+    with pytest.raises(ValueError, match="has no name"):
+        ocr.save_pretrained("")
+
+
+def test_a_folder_that_exists_needs_nothing_beside_it(ocr, tmp_path, monkeypatch):
+    # Such as a mounted volume: nothing can be renamed into it from its parent.
+    replace = os.replace
+
+    def same_folder_only(source, target):
+        if not str(source).startswith(f"{os.path.dirname(target)}/"):
+            raise OSError("Invalid cross-device link")
+        replace(source, target)
+
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr("trocr_jax.checkpoints.folder.os.replace", same_folder_only)
+    ocr.save_pretrained(tmp_path / "volume")
+    assert names(tmp_path / "volume") == COMPLETE
+    assert names(tmp_path) == {"volume"}
+
+
+def test_what_would_not_be_read_again_is_not_saved(ocr, tmp_path):
+    ocr.save_pretrained(tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    model = VisionEncoderDecoderModel.from_pretrained(EMBEDDED)
+    good = model.params
+    damaged = (
+        {},
+        {**good, "more": np.zeros(1, np.float32)},
+        jax.tree.map(lambda leaf: leaf * np.float16(np.nan), good),
+        jax.tree.map(lambda leaf: leaf.astype(np.int32), good),
+    )
+    for params, words in zip(damaged, ("- decoder", r"\+ more", "not finite", "holds int32"), strict=True):
+        model.params = params
+        with pytest.raises(ValueError, match=rf"(?s)the parameters of this VisionEncoderDecoderModel.*{words}"):
+            model.save_pretrained(tmp_path / "saved")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before

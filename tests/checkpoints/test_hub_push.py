@@ -9,11 +9,13 @@ import types
 
 import huggingface_hub.constants
 import huggingface_hub.utils._http
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import trocr_jax
+from tests.checkpoints.test_store import assert_same
 from trocr_jax.checkpoints.hub import local_folder, upload_folder
 
 # huggingface_hub sends large files in a way that its HTTP library no longer likes.
@@ -72,7 +74,39 @@ def test_a_model_is_pushed_and_read_back(hub):
     commit, files = hub.snapshot("org/nano")
     assert "\n# nano\n" in files["README.md"].decode()
     # What is made of it says where it comes from.
-    assert again._network.source == f"org/nano@{commit}"
+    assert again._network.source == ("org/nano", commit)
+
+
+def pushed(hub, repository):
+    return set(hub.snapshot(repository)[1])
+
+
+def test_weights_of_an_earlier_push_are_not_read_in_the_new_ones_place(hub):
+    ocr = trocr_jax.TrOCR.from_pretrained()
+    ocr.push_to_hub("org/nano", token="hf_good")
+    whole = pushed(hub, "org/nano")
+    ocr._network.params = jax.tree.map(lambda leaf: leaf + leaf, ocr.params)
+    ocr.push_to_hub("org/nano", token="hf_good", max_shard_size="4MB")
+    shards = {name for name in pushed(hub, "org/nano") if "flax_model-" in name}
+    assert len(shards) == 2
+    assert pushed(hub, "org/nano") == whole - {WEIGHTS} | shards | {f"{WEIGHTS}.index.json"}
+    assert_same(trocr_jax.TrOCR.from_pretrained("org/nano").params, ocr.params)
+    ocr.push_to_hub("org/nano", token="hf_good")
+    assert pushed(hub, "org/nano") == whole
+
+
+def test_a_persons_card_in_the_repository_is_kept(hub):
+    hub.add("org/nano", "README.md", "model.safetensors")
+    ocr = trocr_jax.TrOCR.from_pretrained()
+    ocr.push_to_hub("org/nano", token="hf_good")
+    files = hub.snapshot("org/nano")[1]
+    assert files["README.md"] == b"README.md"
+    assert files["model.safetensors"] == b"model.safetensors"  # of another format
+    ocr.push_to_hub("org/other", token="hf_good")
+    first = hub.snapshot("org/other")[1]["README.md"]
+    ocr._network.params = jax.tree.map(lambda leaf: leaf + leaf, ocr.params)
+    ocr.push_to_hub("org/other", token="hf_good")
+    assert hub.snapshot("org/other")[1]["README.md"] != first  # ours gives way to ours
 
 
 def test_saving_pushes_as_well_if_asked(hub, tmp_path):

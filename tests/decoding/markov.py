@@ -78,13 +78,17 @@ def beam_search(
             return finished
 
 
-def fairseq_search(table: np.ndarray, *, num_beams: int, max_len: int, pad: int = 1, end: int = 2) -> list[Text]:
+def fairseq_search(
+    table: np.ndarray, *, num_beams: int, max_len: int, pad: int = 1, end: int = 2
+) -> tuple[list[Text], bool]:
     """The texts that unilm's TextRecognitionGenerator collects for one image, best first, the start token in front.
 
-    An end counts where it ranks among the best `num_beams` candidates; the search stops when as many texts are
-    collected, or behind max_len tokens, where only the end is left.
+    Also whether more texts ended in the last step than places were left. An end counts where it ranks among the best
+    `num_beams` candidates; the search stops when as many texts are collected, or behind max_len tokens, where only the
+    end is left.
     """
     running, collected = [Text([end], 0.0)], []
+    is_overfull = False
     for step in range(max_len + 1):
         candidates = [
             Text([*text.tokens, token], text.score + log_prob)
@@ -94,8 +98,9 @@ def fairseq_search(table: np.ndarray, *, num_beams: int, max_len: int, pad: int 
         ]
         candidates = best(candidates, 2 * num_beams)
         ended = [text for text in candidates[:num_beams] if text.tokens[-1] == end]
+        is_overfull = len(collected) + len(ended) > num_beams
         collected += [Text(text.tokens, text.score / (step + 1)) for text in ended][: num_beams - len(collected)]
         if len(collected) == num_beams:
             break
         running = [text for text in candidates if text.tokens[-1] != end][:num_beams]
-    return best(collected, num_beams)
+    return best(collected, num_beams), is_overfull

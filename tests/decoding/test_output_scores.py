@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.decoding.processors import oracle_processors, oracle_scores
 from tests.twins import config_dict, make_reader
 from trocr_jax.decoding.generate import generate
 from trocr_jax.generation_config import GenerationConfig
@@ -64,6 +65,29 @@ def test_beam_steps_and_indices_are_the_oracles(returned):
         ids = ours.sequences[row, 1 : 1 + count]
         found = ours.scores[ours.beam_indices[row, :count], np.arange(count), ids]
         np.testing.assert_allclose(found, expected[row, :count].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_steps_of_samples_behind_a_prompt_are_what_was_drawn_from():
+    twin, model, params = reader()
+    pixels, prompt = twin.pixels(3), np.array([[2, 5, 7], [2, 9, 9], [2, 30, 4]])
+    options = {"do_sample": True, "top_k": 4, "temperature": 1.5, "num_return_sequences": 2, "max_length": 12}
+    found = generate(
+        model,
+        params,
+        SETTINGS,
+        pixel_values=pixels,
+        options={**options, **PENALTIES, "output_scores": True, "output_logits": True},
+        decoder_input_ids=prompt,
+    )
+    steps = found.token_log_probs.shape[1]
+    assert found.scores.shape == found.logits.shape == (6, steps, 41)
+    assert found.beam_indices is None
+    theirs = oracle_processors(twin.oracle, {**options, **PENALTIES}, prompt_length=3)
+    for t in range(steps):
+        expected = oracle_scores(theirs, found.sequences[:, : 3 + t].astype(np.int64), found.logits[:, t])
+        np.testing.assert_allclose(found.scores[:, t], expected, rtol=1e-5, atol=1e-5)
+    for row, count in enumerate(found.num_tokens):
+        assert np.isfinite(found.scores[row, np.arange(count), found.sequences[row, 3 : 3 + count]]).all()
 
 
 def test_nothing_is_kept_unless_it_is_asked_for():

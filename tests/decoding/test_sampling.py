@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 
 import jax
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 
+from tests.conftest import SAMPLES
+from tests.decoding.processors import oracle_processors, oracle_scores
 from tests.twins import config_dict, make_reader
+from trocr_jax import TrOCR
 from trocr_jax.decoding import beam, greedy
 from trocr_jax.decoding.generate import generate
+from trocr_jax.decoding.logits_processors import process, start_processors
+from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.sampling import Randomness
 from trocr_jax.decoding.search import SearchOptions
 from trocr_jax.generation_config import GenerationConfig
@@ -27,7 +35,7 @@ def reader():
 
 def sample(pixels, **options):
     _, model, params = reader()
-    inputs = {name: options.pop(name) for name in ("key", "image_numbers") if name in options}
+    inputs = {name: options.pop(name) for name in ("key", "image_numbers", "decoder_input_ids") if name in options}
     options = {"do_sample": True, "max_length": 16, **options}
     return generate(model, params, SETTINGS, pixel_values=pixels, options=options, **inputs)
 
@@ -55,6 +63,70 @@ def test_tokens_are_drawn_with_their_probabilities():
     # Another step draws anew.
     again = np.asarray(jax.jit(greedy.choose)(rows, np.int32(5), search_options(DRAWS)))
     assert 0.05 < np.mean(again == tokens) < 0.6
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_warped_distributions_are_the_oracles_on_a_twins_logits(num_beams):
+    twin, _, _ = reader()
+    ids = np.random.default_rng(0).integers(3, 41, (16, 3))
+    with torch.inference_mode():
+        logits = twin.oracle(torch.from_numpy(twin.pixels(16)), decoder_input_ids=torch.from_numpy(ids)).logits[:, -1]
+    for options in (
+        {},  # top_k is 50 unless it is set
+        {"temperature": 0.6, "top_k": 9},
+        {"temperature": 1.9, "top_k": 0, "top_p": 0.85},
+        {"top_k": 30, "top_p": 0.5, "min_p": 0.1},
+        {"typical_p": 0.7, "renormalize_logits": True},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.9},
+    ):
+        options = {"do_sample": True, "num_beams": num_beams, "max_length": 20, **options}
+        expected = oracle_scores(oracle_processors(twin.oracle, options, prompt_length=3), ids, logits.numpy())
+        settings = SETTINGS.resolve(options, prompt_length=3, max_positions=48)
+        processors = make_processors(settings, 41, 3)
+        states = start_processors(processors, 16, ids, 41)
+        _, found = process(processors, states, ids, np.int32(3), logits.numpy())
+        expected = torch.softmax(torch.from_numpy(expected), dim=-1).numpy()
+        np.testing.assert_allclose(jax.nn.softmax(found, axis=-1), expected, atol=1e-6, err_msg=str(options))
+
+
+def test_texts_are_drawn_with_the_oracles_probabilities():
+    twin, _, _ = reader()
+    pixels = twin.pixels(3)[2:]
+    options = {"do_sample": True, "temperature": 1.6, "top_k": 4, "max_new_tokens": 2, "repetition_penalty": 1.2}
+    warpers = oracle_processors(twin.oracle, options)
+
+    def distribution(text):
+        ids = np.array([text])
+        with torch.inference_mode():
+            logits = twin.oracle(torch.from_numpy(pixels), decoder_input_ids=torch.from_numpy(ids)).logits[:, -1]
+            scores = torch.from_numpy(oracle_scores(warpers, ids, logits.numpy()))
+        return [(token, p) for token, p in enumerate(torch.softmax(scores, -1)[0].tolist()) if p > 0]
+
+    probabilities = {}
+    for token, p in distribution([2]):
+        for following, q in distribution([2, token]) if token != 2 else [(1, 1.0)]:
+            probabilities[2, token, following] = p * q
+    rows = sample(np.repeat(pixels, 16, axis=0), **options, num_return_sequences=256, max_length=None).sequences
+    drawn = collections.Counter(map(tuple, rows.tolist()))
+    assert drawn.keys() <= probabilities.keys()
+    counts = [drawn[text] for text in probabilities]
+    assert len(counts) > 8
+    assert scipy.stats.chisquare(counts, len(rows) * np.array(list(probabilities.values()))).pvalue > 1e-3
+
+
+def test_sampled_beams_find_texts_as_often_as_the_oracles():
+    twin, _, _ = reader()
+    pixels = np.repeat(twin.pixels(2)[1:], 2048, axis=0)
+    options = {"do_sample": True, "num_beams": 2, "max_new_tokens": 3, "top_k": 3, "temperature": 1.5}
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        theirs = [twin.oracle.generate(torch.from_numpy(pixels), **options).tolist() for _ in range(2)]
+    ours = [sample(pixels, key=key, max_length=None, **options).sequences.tolist() for key in range(2)]
+    theirs, ours = (collections.Counter(tuple(row) for part in parts for row in part) for parts in (theirs, ours))
+    texts = sorted(text for text in theirs | ours if theirs[text] + ours[text] >= 10)
+    assert len(texts) > 6
+    table = [[counts[text] for text in texts] for counts in (theirs, ours)]
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
 
 
 def test_beams_are_drawn_without_replacement():
@@ -130,3 +202,27 @@ def test_beams_can_be_sampled_with_warpers():
     assert np.all(np.diff(found.sequences_scores.reshape(4, 2), axis=1) <= 0)
     other = sample(pixels, num_beams=3, num_return_sequences=2, temperature=0.8, top_k=8, key=6)
     assert found.sequences.tolist() != other.sequences.tolist()
+
+
+def test_samples_continue_a_prompt():
+    pixels = reader()[0].pixels(3)
+    prompt = np.array([[2, 5, 7], [2, 9, 9], [2, 30, 4]])
+    found = sample(pixels, decoder_input_ids=prompt, num_return_sequences=2, temperature=2.0)
+    np.testing.assert_array_equal(found.sequences[:, :3], np.repeat(prompt, 2, axis=0))
+    greedily = sample(pixels, decoder_input_ids=prompt, num_return_sequences=2, top_k=1)
+    _, model, params = reader()
+    options = {"max_length": 16}
+    plain = generate(model, params, SETTINGS, pixel_values=pixels, options=options, decoder_input_ids=prompt)
+    np.testing.assert_array_equal(greedily.sequences, np.repeat(plain.sequences, 2, axis=0))
+
+
+def test_a_recognisers_samples_do_not_depend_on_its_batches(tmp_path):
+    ocr = TrOCR.from_pretrained()
+    images = [SAMPLES / "date.png", tmp_path / "missing.png", SAMPLES / "price.png", SAMPLES / "number.png"]
+    options = {"do_sample": True, "temperature": 3.0, "key": 5}
+    texts = [line.text for line in ocr(images, batch_size=1, **options)]
+    for size in (2, 4):
+        assert [line.text for line in ocr(images, batch_size=size, **options)] == texts
+    assert [line.text for line in ocr(images, **{**options, "key": 6})] != texts
+    with pytest.raises(ValueError, match="do_sample=True"):
+        ocr(images, key=5)

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -21,12 +22,18 @@ from trocr_jax import registry
 from trocr_jax.checkpoints import fairseq, names, store
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.fairseq_tokenizer import write_tokenizer
-from trocr_jax.checkpoints.folder import source_label, whole_folder, write_card
+from trocr_jax.checkpoints.folder import USAGE, USAGE_IN_TORCH, Source, check_output, whole_folder, write_card
 from trocr_jax.checkpoints.hub import NATIVE_INDEX_NAME, NATIVE_NAME, TORCH_NAME, local_folder
 from trocr_jax.checkpoints.names import flatten
-from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE, Progress, save_weights
+from trocr_jax.checkpoints.safetensors_writer import (
+    DEFAULT_MAX_SHARD_SIZE,
+    Progress,
+    parse_size,
+    round_to,
+    save_weights,
+)
 from trocr_jax.checkpoints.torch_reader import read_torch, tensors
-from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, VisionEncoderDecoderConfig, write_json
+from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, VisionEncoderDecoderConfig, read_json, write_json
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params
 from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
@@ -34,6 +41,8 @@ from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
 
 Target = Literal["flax", "torch"]
 DTYPES = ("float32", "float16", "bfloat16")
+# What a file of weights may be called, so that one that is missing is not looked for on the hub.
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +67,11 @@ class Weights:
         return "transformers, safetensors" if "safetensors" in self.path.name else "transformers, torch"
 
     @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    def files(self) -> tuple[pathlib.Path, ...]:
+        """The file, or the shards that it is the index of."""
+        if not self.path.name.endswith(".index.json"):
+            return (self.path,)
+        return tuple(self.path.parent / name for name in sorted(set(read_json(self.path)["weight_map"].values())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,32 +95,52 @@ class Checkpoint:
 def read_weights(source: str | os.PathLike[str], **hub_options: Any) -> Weights:
     """The weights of a folder, hub id or file, whatever they are of. Raises CheckpointError or OSError."""
     path = pathlib.Path(source)
-    folder = path.parent if path.is_file() else local_folder(source, **hub_options)
-    if not path.is_file():
+    if path.is_file():
+        if hub_options:
+            raise ValueError(f"{sorted(hub_options)} are options of the hub, but {path} is a file")
+        folder = path.parent
+    elif path.suffix in _SUFFIXES:
+        raise FileNotFoundError(f"{path} does not exist")
+    else:
+        folder = local_folder(source, **hub_options)
         path = store.find_weights(folder)
-    if path.suffix not in (".pt", ".bin"):
+    if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
         return Weights(path, folder, store.read_tensors(path))
     content = read_torch(path).content
     return Weights(path, folder, tensors(content, path), content)
 
 
 def load_checkpoint(
-    source: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None, **hub_options: Any
+    source: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **hub_options: Any,
 ) -> Checkpoint:
     """The checkpoint of a folder, hub id or file, with its parameters as the canonical tree.
 
-    `tokenizer` is the folder or file of a fairseq checkpoint's tokenizer. Raises CheckpointError, ValueError or OSError
+    `tokenizer` is the folder or file of a fairseq checkpoint's tokenizer, `overrides` what it does not say itself: see
+    `fairseq.convert`, and input_size, the images' [height, width]. Raises CheckpointError, ValueError or OSError
     saying what is wrong.
     """
-    return interpret(read_weights(source, **hub_options), tokenizer=tokenizer)
+    return interpret(read_weights(source, **hub_options), tokenizer=tokenizer, overrides=overrides)
 
 
 def interpret(
-    weights: Weights, *, tokenizer: str | os.PathLike[str] | None = None, progress: Progress | None = None
+    weights: Weights,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """The checkpoint that weights are of; errors as in `load_checkpoint`. `progress` is told the bytes looked at."""
-    is_fairseq = weights.kind == "fairseq"
-    checkpoint = _from_fairseq(weights, tokenizer) if is_fairseq else _from_folder(weights)
+    if weights.kind == "fairseq":
+        checkpoint = _from_fairseq(weights, tokenizer, overrides or {})
+    elif tokenizer is not None or overrides:
+        raise ValueError(f"{weights.path} is no original TrOCR checkpoint: its tokenizer and settings lie beside it")
+    else:
+        store.check_not_adapters(weights.tensors, weights.path)
+        checkpoint = _from_folder(weights)
     abstract = abstract_params(VisionEncoderDecoder(checkpoint.config))
     store.check_tree(checkpoint.params, abstract, weights.path, progress)
     return checkpoint
@@ -140,8 +171,16 @@ def _ignored(stored: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _from_fairseq(weights: Weights, tokenizer: str | os.PathLike[str] | None) -> Checkpoint:
-    converted = fairseq.convert(weights.tensors, fairseq.saved_arguments(weights.content), source=weights.path)
+def _from_fairseq(
+    weights: Weights, tokenizer: str | os.PathLike[str] | None, overrides: Mapping[str, Any]
+) -> Checkpoint:
+    arguments = fairseq.saved_arguments(weights.content)
+    if "input_size" in overrides:
+        arguments = {**(arguments or {}), "input_size": overrides["input_size"]}
+    if unknown := sorted(overrides.keys() - {"input_size", *fairseq.OVERRIDES}):
+        raise ValueError(f"nothing can be said of {unknown}; there are {sorted(['input_size', *fairseq.OVERRIDES])}")
+    told = {name: value for name, value in overrides.items() if name != "input_size"}
+    converted = fairseq.convert(weights.tensors, arguments, source=weights.path, **told)
     vocab_size = converted.config.decoder.vocab_size
 
     def write_small_files(target: pathlib.Path) -> None:
@@ -168,6 +207,7 @@ def convert(
     to: Target = "flax",
     dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE,
     dry_run: bool = False,
     show_progress: bool = False,
@@ -178,26 +218,49 @@ def convert(
 
     Weights keep the dtype they are stored in unless `dtype` ("float32", "float16", "bfloat16") names another, and are
     split into shards of at most `max_shard_size`. A torch folder has v4's names in model.safetensors, which
-    transformers' from_pretrained loads. Nothing is written until all has been read and checked, and nothing at all with
-    `dry_run`. `show_progress` shows a bar on stderr if that is a terminal. Errors are those of `load_checkpoint`.
+    transformers' from_pretrained loads. `tokenizer` and `overrides` are for fairseq files. Nothing is written until all
+    has been read and checked, and nothing at all with `dry_run`. `show_progress` shows a bar on stderr if that is a
+    terminal. Errors are those of `load_checkpoint`, FileExistsError where the output cannot be written to, and
+    ValueError for numbers that `dtype` cannot hold.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {list(DTYPES)}")
     if to not in ("flax", "torch"):
         raise ValueError(f'the target is {to!r}; choose "flax" or "torch"')
+    parse_size(max_shard_size)
+    target = check_output(output)
     if to == "torch":
-        _check_not_hidden(pathlib.Path(output))
+        _check_not_hidden(target)
     weights = read_weights(source, **hub_options)
-    with _progress_bar(weights.size, "checking", show_progress) as progress:
-        checkpoint = interpret(weights, tokenizer=tokenizer, progress=progress)
+    sizes = [
+        (tensor.nbytes, tensor.size * np.dtype(dtype or tensor.dtype).itemsize) for tensor in weights.tensors.values()
+    ]
+    with _progress_bar(sum(read for read, _ in sizes), "checking", show_progress) as progress:
+        checkpoint = interpret(weights, tokenizer=tokenizer, overrides=overrides, progress=progress)
     if dry_run:
+        _try_to_write(checkpoint, dtype)
         return checkpoint
-    with whole_folder(output) as folder, _progress_bar(weights.size, "writing", show_progress) as progress:
+    written = sum(size for _, size in sizes)
+    with whole_folder(output) as folder, _progress_bar(written, "writing", show_progress) as progress:
         checkpoint.write_beside(folder)
         hashes = _write(checkpoint, folder, to, dtype, max_shard_size, progress)
-        label = source_label(source, weights.folder)
-        write_card(folder, registry.summary(checkpoint.config), hashes, label, weights.path)
+        write_card(
+            folder,
+            registry.summary(checkpoint.config),
+            hashes,
+            Source.of(source, weights.folder),
+            usage=USAGE if to == "flax" else USAGE_IN_TORCH,
+            converted=weights.files,
+        )
     return checkpoint
+
+
+def _try_to_write(checkpoint: Checkpoint, dtype: str | None) -> None:
+    """What can go wrong in writing but the writing itself: the tokenizer's files, and numbers too large for a dtype."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.write_beside(pathlib.Path(folder))
+    for name, leaf in store.to_native(checkpoint.params).items():
+        round_to(leaf, dtype, name)
 
 
 def _check_not_hidden(output: pathlib.Path) -> None:
@@ -205,7 +268,7 @@ def _check_not_hidden(output: pathlib.Path) -> None:
     if hiding:
         raise FileExistsError(
             f"{output} holds {hiding[0]}, which this library would read instead of {TORCH_NAME}; "
-            "choose another folder, or delete it"
+            "choose another folder, or delete that file"
         )
 
 
@@ -219,7 +282,11 @@ def _write(
 ) -> dict[str, str]:
     """Weights and configurations; returns the SHA-256 of each weights file."""
     stored = {dtype or str(leaf.dtype) for leaf in flatten(checkpoint.params).values()}
-    content = checkpoint.config.to_dict() | {
+    content = checkpoint.config.to_dict()
+    for part in (content, content["encoder"], content["decoder"]):
+        for name in ("dtype", "torch_dtype"):  # of the weights that were read
+            part.pop(name, None)
+    content |= {
         "architectures": ["VisionEncoderDecoderModel"],
         "dtype": stored.pop() if len(stored) == 1 else "float32",
     }

@@ -133,6 +133,10 @@ _ROBERTA = {"activation_function": "gelu", "scale_embedding": False}
 _ROBERTA_HEADS = {768: 12, 1024: 16}
 
 
+# What a caller may say of a checkpoint that does not say it itself: the keyword arguments of `convert`.
+OVERRIDES = ("encoder_num_attention_heads", "decoder_attention_heads", "activation_function", "scale_embedding")
+
+
 def is_fairseq(tensor_names: Iterable[str]) -> bool:
     """Whether these are the names of an original TrOCR checkpoint rather than of transformers' port."""
     return any(name.startswith("encoder.deit.") for name in tensor_names)
@@ -148,12 +152,15 @@ def _dropped_reason(name: str) -> str | None:
     return next((reason for pattern, reason in DROPPED.items() if re.fullmatch(pattern, name)), None)
 
 
-def saved_arguments(content: Mapping[str, Any]) -> dict[str, Any] | None:
+def saved_arguments(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The model's arguments in a checkpoint's content, as plain values: its "args", else its "cfg"'s "model".
 
     Both may be dicts or the stubs that `torch_reader` leaves for argparse's and omegaconf's objects. None if the
-    checkpoint has neither. Raises CheckpointError if they are something else.
+    checkpoint has neither, or is no file of torch.save (then `content` is None). Raises CheckpointError if they are
+    something else.
     """
+    if content is None:
+        return None
     arguments = _unwrapped(content.get("args"))
     if arguments is None:
         settings = _unwrapped(content.get("cfg"))
@@ -336,7 +343,8 @@ def _encoder(
         yield Decision("num_attention_heads", width // _HEAD_SIZE, source)
     else:
         problems.append(f"! the encoder's width {width} is not a whole number of heads of {_HEAD_SIZE}, as in every "
-                        "published encoder; pass encoder_num_attention_heads=")  # fmt: skip
+                        "published encoder; pass encoder_num_attention_heads= "
+                        "(in the shell --set encoder_num_attention_heads=N)")  # fmt: skip
     yield Decision("hidden_act", "gelu", "from timm's blocks, which have the exact (erf) GELU")
     # unilm's norms add 1e-6. transformers' converter leaves its 1e-12, which the hub's models and their golden logits
     # are made with, and so do we. In x / sqrt(variance + eps) that is 5e-7 of a value where the variance is 1.
@@ -354,8 +362,8 @@ def _image_size(count: int, patch: list[int], arguments: Mapping[str, Any], prob
         side = math.isqrt(max(count, 0))
         size, source = [side * length for length in patch], f"from {_POSITIONS}: {count} patches, taken as a square"
         if count < 1 or side * side != count:
-            problems.append(f"! {_POSITIONS} has {count} patches, which make no square; pass the images' size as "
-                            "arguments={'input_size': [height, width]}")  # fmt: skip
+            problems.append(f"! {_POSITIONS} has {count} patches, which make no square; pass the images' size: "
+                            "input_size=[height,width]")  # fmt: skip
     else:
         size = list(given) if isinstance(given, list | tuple) else [given]
         size = size * 2 if len(size) == 1 else size
@@ -437,7 +445,7 @@ def _check_arguments(
     for name, field in told.items():
         if arguments.get(name) is not None and arguments[name] != sizes[field]:
             problems.append(f"! the saved argument {name} is {arguments[name]!r}, but the tensors say "
-                            f"{sizes[field]!r}; pass arguments={{}} to go by the tensors alone")  # fmt: skip
+                            f"{sizes[field]!r}; one of the two was made for another model")  # fmt: skip
     for name, reason in _UNSUPPORTED.items():
         if arguments.get(name) and not (is_roberta and name.startswith("decoder_")):
             problems.append(f"! the saved argument {name} is set: {reason}, which is not supported")
@@ -474,7 +482,8 @@ def _switches(
             yield Decision(field, variant.settings[field], f"from {table}{variant.members}")
         else:
             problems.append(f"! decoder.{field} shows neither in the tensors nor in saved arguments that describe this "
-                            f"decoder ({name}), and no published variant is like it; pass {field}=")  # fmt: skip
+                            f"decoder ({name}), and no published variant is like it; pass {field}= "
+                            f"(in the shell --set {field}=VALUE)")  # fmt: skip
 
 
 def _config(

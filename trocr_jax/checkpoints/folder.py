@@ -6,19 +6,19 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from trocr_jax.checkpoints import hub
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
+from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
+from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
 from trocr_jax.version import __version__
 
 CARD_NAME = "README.md"
 # By which a card of ours is known: one that a person wrote is never replaced.
-_CARD_MARK = "<!-- written by trocr_jax; remove this line to keep the file as it is -->"
-_WEIGHTS = re.compile(r"(model|flax_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+CARD_MARK = "<!-- written by trocr_jax; remove this line to keep the file as it is -->"
 
 _CARD = """\
 ---
@@ -45,52 +45,97 @@ describe them here before you publish it.
 |---|---|
 {rows}
 """
-_USAGE = {
-    "trocr_jax": 'import trocr_jax\n\nocr = trocr_jax.TrOCR.from_pretrained("path/to/this/folder")\n'
-    'print(ocr("line.png").text)',
-    "transformers": "from transformers import TrOCRProcessor, VisionEncoderDecoderModel\n\n"
-    'processor = TrOCRProcessor.from_pretrained("path/to/this/folder")\n'
-    'model = VisionEncoderDecoderModel.from_pretrained("path/to/this/folder")',
-}
+USAGE = """\
+import trocr_jax
+
+ocr = trocr_jax.TrOCR.from_pretrained("path/to/this/folder")
+print(ocr("line.png").text)"""
+USAGE_OF_PART = """\
+import trocr_jax
+
+model = trocr_jax.{name}.from_pretrained("path/to/this/folder")"""
+USAGE_IN_TORCH = """\
+from transformers import TrOCRProcessor, VisionEncoderDecoderModel
+
+processor = TrOCRProcessor.from_pretrained("path/to/this/folder")
+model = VisionEncoderDecoderModel.from_pretrained("path/to/this/folder")"""
+
+# Files of which one is read instead of another: what is written replaces the whole group.
+_GROUPS = (frozenset(TOKENIZER_NAMES), frozenset((PREPROCESSOR_NAME, PROCESSOR_NAME)))
+# What may be told to the hub with a push; see `hub.upload_folder`.
+_HUB_OPTIONS = frozenset(("token", "private", "revision", "commit_message", "create_pr"))
+
+
+class Source(NamedTuple):
+    """What weights were read from, as a card tells it: a hub id and its revision, or the last part of a path."""
+
+    name: str
+    revision: str = ""
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str], folder: pathlib.Path) -> Source:
+        """The source that a caller named and `hub.local_folder` found in `folder`."""
+        path = pathlib.Path(source)
+        return cls(path.absolute().name) if path.exists() else cls(os.fspath(source), folder.name)
+
+    def __str__(self) -> str:
+        return f"{self.name}, revision {self.revision}" if self.revision else self.name
+
+
+def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that a name means, links followed. Raises ValueError for no name, FileExistsError for a file."""
+    if not os.fspath(output):
+        raise ValueError("the output has no name; pass the folder to write to")
+    target = pathlib.Path(output).resolve()
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{output} is a file; name a folder to write to")
+    return target
 
 
 @contextlib.contextmanager
 def whole_folder(output: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A folder to write to that becomes `output` when all is written; if anything fails, `output` stays as it was.
+    """A folder to write to whose files become `output`'s when all are written.
 
-    An output that exists keeps its other files, but not weights of an earlier save in the format that was written, nor
-    does a card that a person wrote give way to ours. Raises FileExistsError if a file has that name.
+    A new output appears at once. One that exists gets the files one by one, each whole, weights last; it keeps its
+    others, but not those that would be read beside or instead of what was written (weights, tokenizer or preprocessing
+    of an earlier save), nor does a card that a person wrote give way to ours. As long as writing goes on nothing of it
+    changes. Raises as `check_output` does, and IsADirectoryError where a folder has a file's name.
     """
-    target = pathlib.Path(output).absolute()
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{output} is a file; name a folder to write to")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        staged = pathlib.Path(temporary) / target.name
+    target = check_output(output)
+    is_new = not target.exists()
+    # Inside a folder that exists, which may be the only place to write to, or a volume of its own.
+    place = target.parent if is_new else target
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".trocr_jax-", dir=place) as temporary:
+        staged = pathlib.Path(temporary) / (target.name or "root")
         staged.mkdir()
         yield staged
-        if not target.exists():
+        if is_new:
             staged.rename(target)
-            return
-        written = {path.name for path in staged.iterdir()}
-        if CARD_NAME in written and not _is_ours(target / CARD_NAME):
-            (staged / CARD_NAME).unlink()
-        for path in sorted(staged.iterdir()):
-            os.replace(path, target / path.name)
-        kinds = {kind for name in written if (kind := _kind(name))}
-        for path in target.iterdir():
-            if path.name not in written and _kind(path.name) in kinds:
-                path.unlink()
+        else:
+            _move(staged, target)
 
 
-def _kind(name: str) -> str | None:
-    """Which format a weights file is of, so that shards of an earlier save can be told; None for any other file."""
-    match = _WEIGHTS.fullmatch(name)
-    return match[1] if match else None
+def _move(staged: pathlib.Path, target: pathlib.Path) -> None:
+    written = {path.name for path in staged.iterdir()}
+    for name in written:
+        if (target / name).is_dir():
+            raise IsADirectoryError(f"{target / name} is a folder, where a file has to be written; move it away")
+    if CARD_NAME in written and not _is_ours(target / CARD_NAME):
+        (staged / CARD_NAME).unlink()
+    there = {path.name for path in target.iterdir() if path.is_file()}
+    stale = hub.stale_weights(there, written)
+    for group in _GROUPS:
+        stale |= (there & group) - written if written & group else set()
+    # An index counts only where no whole file is there, so that this order never shows one without its shards.
+    for path in sorted(staged.iterdir(), key=lambda path: ("safetensors" in path.name, path.suffix == ".json", path)):
+        os.replace(path, target / path.name)
+    for name in stale:
+        (target / name).unlink()
 
 
 def _is_ours(card: pathlib.Path) -> bool:
-    return not card.exists() or _CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
+    return not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 class Saved:
@@ -117,16 +162,18 @@ class Saved:
         uploaded as well, to `repo_id` or a repository of the folder's name, with the options of the method of that
         name. Raises ValueError for options that do not fit, FileExistsError if a file has the folder's name.
         """
-        if not push_to_hub and (repo_id is not None or hub_options):
-            raise ValueError(f"{', '.join(['repo_id', *hub_options])} need push_to_hub=True")
-        repo_id = repo_id or pathlib.Path(folder).absolute().name
+        _check_hub_options(hub_options)
+        given = [*(["repo_id"] if repo_id is not None else []), *hub_options]
+        if given and not push_to_hub:
+            raise ValueError(f"{', '.join(given)} given without push_to_hub=True")
+        repo_id = repo_id or check_output(folder).name
         if push_to_hub:
             hub.check_repo_id(repo_id)
         with whole_folder(folder) as staged:
             self.write_files(staged, max_shard_size=max_shard_size)
             written = sorted(path.name for path in staged.iterdir())
         if push_to_hub:
-            hub.upload_folder(folder, repo_id, files=written, **hub_options)
+            hub.upload_folder(folder, repo_id, files=written, yields={CARD_NAME: CARD_MARK}, **hub_options)
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE, **hub_options: Any
@@ -136,46 +183,46 @@ class Saved:
         `hub_options` are token, private, revision, commit_message and create_pr. Raises ValueError for what cannot be a
         repository, OSError saying what to do if the hub does not take the files.
         """
+        _check_hub_options(hub_options)
         hub.check_repo_id(repo_id)
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary) / repo_id.rpartition("/")[2]  # whose name is the card's title
             folder.mkdir()
             self.write_files(folder, max_shard_size=max_shard_size)
-            return hub.upload_folder(folder, repo_id, **hub_options)
+            return hub.upload_folder(folder, repo_id, yields={CARD_NAME: CARD_MARK}, **hub_options)
 
 
-def source_label(source: str | os.PathLike[str], folder: pathlib.Path) -> str:
-    """How a card names what was read: "org/name@revision" for a hub id, else the last part of the path.
-
-    `folder` is where `hub.local_folder` found it.
-    """
-    path = pathlib.Path(source)
-    return path.absolute().name if path.exists() else f"{os.fspath(source)}@{folder.name}"
+def _check_hub_options(options: Mapping[str, Any]) -> None:
+    if unknown := sorted(options.keys() - _HUB_OPTIONS):
+        raise TypeError(f"unknown options {unknown}; beside max_shard_size there are {sorted(_HUB_OPTIONS)}")
 
 
 def write_card(
-    folder: pathlib.Path, summary: str, hashes: Mapping[str, str], source: str, converted: pathlib.Path | None = None
+    folder: pathlib.Path,
+    summary: str,
+    hashes: Mapping[str, str],
+    source: Source | None,
+    *,
+    usage: str,
+    converted: Iterable[pathlib.Path] = (),
 ) -> None:
-    """Writes a card: what the checkpoint is, where it comes from and the SHA-256 of its weights.
+    """Writes a card: what the checkpoint is, where it comes from, how it is loaded, and the SHA-256 of its weights.
 
-    `source` is a `source_label`, empty for weights that were read from nowhere; `converted` is the file that they were
-    converted from, whose hash is told too.
+    `source` is None for weights that were read from nowhere; `converted` are the files that they were converted from,
+    whose hashes are told too.
     """
     is_native = any(name.startswith(hub.NATIVE_NAME.partition(".")[0]) for name in hashes)
-    library = "trocr_jax" if is_native else "transformers"
-    repo_id, _, revision = source.partition("@")
     rows = sorted(hashes.items())
-    if converted is not None:
-        rows.append((f"{converted.name}, which this was converted from", _sha256(converted)))
+    rows += [(f"{path.name}, which this was converted from", _sha256(path)) for path in converted]
     text = _CARD.format(
-        library=library,
-        base_model=f"base_model: {repo_id}\n" if revision else "",
-        mark=_CARD_MARK,
+        library="trocr_jax" if is_native else "transformers",
+        base_model=f"base_model: {source.name}\n" if source is not None and source.revision else "",
+        mark=CARD_MARK,
         title=folder.name,
         summary=summary,
         version=__version__,
-        origin=f"from {source}" if source else "from weights in memory",
-        usage=_USAGE[library],
+        origin="from weights in memory" if source is None else f"from {source}",
+        usage=usage,
         rows="\n".join(f"| {file} | {digest} |" for file, digest in rows),
     )
     (folder / CARD_NAME).write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from trocr_jax.checkpoints.errors import CheckpointError
@@ -22,6 +22,9 @@ BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 # What weights may be called, best first.
 WEIGHT_NAMES = (NATIVE_NAME, NATIVE_INDEX_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
+
+# A file of weights that this library writes, for either format: whole, a shard, or the index of shards.
+_WEIGHTS = re.compile(r"(model|flax_model)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 
 # What peft writes instead of a model.
 _ADAPTER_NAME = "adapter_config.json"
@@ -95,6 +98,7 @@ def upload_folder(
     repo_id: str,
     *,
     files: Collection[str] | None = None,
+    yields: Mapping[str, str] | None = None,
     token: str | bool | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -104,29 +108,49 @@ def upload_folder(
     """The address of the one commit (or pull request) that puts a folder's files into the hub's repository `repo_id`.
 
     `repo_id` is "org/name", or "name" for one of your own; a repository that is not there is made, and only then does
-    `private` count. `files` are names inside the folder, by default all but those of .git and .cache. `revision` is
-    the branch to commit to. Raises ValueError for what cannot be a repository, FileNotFoundError for a folder or a
+    `private` count. `files` are names inside the folder, by default all but those of .git and .cache; `yields` are
+    those that give way to one of the repository's own, each with the mark by which one of ours is known. Weights of an
+    earlier upload in the same format go, so that none of them is read in the new ones' place. `revision` is the branch
+    to commit to. Raises ValueError for what cannot be a repository, FileNotFoundError for a folder or a
     file that is not there, both before the hub is asked, and OSError saying what to do if the hub does not take them.
     """
     # Imported here: it takes longer than reading a small checkpoint.
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     check_repo_id(repo_id)
-    operations = [CommitOperationAdd(name, path) for name, path in _paths(pathlib.Path(folder), files).items()]
+    paths = _paths(pathlib.Path(folder), files)
     api = HfApi(token=token)
     absent = f"the hub lets you write to no {repo_id}; log in (`hf auth login`) or pass a token= that may"
     unreachable = f"{repo_id} cannot be uploaded: the hub cannot be reached; check the connection and HF_HUB_OFFLINE"
     with _explained(repo_id, revision, "uploaded", lambda: absent, unreachable):
         # Not upload_folder: where it can, that one makes several commits of many files.
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        there = set(api.list_repo_files(name, revision=revision))
+        marks = {file: mark for file, mark in (yields or {}).items() if file in there}
+        kept = {file for file, mark in marks.items() if not _holds(api, name, file, revision, mark)}
+        stale = stale_weights(there, paths)
         commit = api.create_commit(
             name,
-            operations,
+            [
+                *(CommitOperationAdd(file, path) for file, path in paths.items() if file not in kept),
+                *(CommitOperationDelete(file) for file in sorted(stale)),
+            ],
             commit_message=commit_message or "Upload with trocr_jax",
             revision=revision,
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+def stale_weights(there: Iterable[str], written: Collection[str]) -> set[str]:
+    """Of the files that are there, weights in a format that was written anew, but under other names."""
+    kinds = {match[1] for name in written if (match := _WEIGHTS.fullmatch(name))}
+    return {name for name in there if (match := _WEIGHTS.fullmatch(name)) and match[1] in kinds} - set(written)
+
+
+def _holds(api: Any, repo_id: str, name: str, revision: str | None, mark: str) -> bool:
+    path = api.hf_hub_download(repo_id, name, revision=revision)
+    return mark in pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def check_repo_id(repo_id: str) -> None:

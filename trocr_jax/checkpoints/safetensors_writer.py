@@ -83,7 +83,8 @@ def round_to(tensor: Any, dtype: str | None, name: str) -> np.ndarray:
         rounded = np.ascontiguousarray(array.astype(np.dtype(dtype)))
     if not np.isfinite(rounded).all():
         largest = float(np.abs(array.astype(np.float64)).max())
-        raise ValueError(f"{name} holds numbers up to {largest:.3g}, which {dtype} cannot hold; choose bfloat16")
+        advice = "choose bfloat16" if dtype == "float16" else "keep the dtype they are stored in"
+        raise ValueError(f"{name} holds numbers up to {largest:.3g}, which {dtype} cannot hold; {advice}")
     return rounded.reshape(array.shape)
 
 

@@ -126,13 +126,18 @@ def _check_named_once(path: pathlib.Path) -> None:
     json.loads(header, object_pairs_hook=once)
 
 
+def check_not_adapters(tensors: Iterable[str], source: pathlib.Path) -> None:
+    """Raises CheckpointError if these names are of the adapters of a fine-tune rather than of a model."""
+    if any(".lora_" in name for name in tensors):
+        raise CheckpointError(f"{source} {ADAPTER_REASON}")
+
+
 def without_trainer_prefix(tensors: Mapping[str, np.ndarray], source: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a whole model without the word that a trainer put before every name, if there is one.
 
     Raises CheckpointError naming `source` for the adapters of a fine-tune, which are no model by themselves.
     """
-    if any(".lora_" in name for name in tensors):
-        raise CheckpointError(f"{source} {ADAPTER_REASON}")
+    check_not_adapters(tensors, source)
     for prefix in _TRAINER_PREFIXES:
         parts = tuple(f"{prefix}{part}" for part in ("encoder.", "decoder.", "enc_to_dec_proj."))
         if tensors and all(name.startswith(parts) for name in tensors):

@@ -99,6 +99,7 @@ class ImageProcessor:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes preprocessor_config.json."""
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(pathlib.Path(folder) / PREPROCESSOR_NAME, self.to_dict())
 
     def __call__(self, images: Any) -> np.ndarray:

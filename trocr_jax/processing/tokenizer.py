@@ -86,6 +86,7 @@ class TrOCRTokenizer:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes tokenizer.json, which holds everything, and tokenizer_config.json."""
         path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
         partial = path / f".{TOKENIZER_NAME}.partial"
         self.backend.save(str(partial))
         os.replace(partial, path / TOKENIZER_NAME)
