@@ -186,6 +186,47 @@ def test_settings_inside_a_config_are_read_as_the_reference_reads_them(content, 
         assert ours.max_length == reference.max_length == 64
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("encoder", None, "vit"),
+        ("encoder", None, [1]),
+        ("decoder", None, 3),
+        ("encoder", "model_type", ["vit"]),
+        ("encoder", "num_hidden_layers", "2"),
+        ("encoder", "num_hidden_layers", None),
+        ("encoder", "num_hidden_layers", 10**9),
+        ("encoder", "hidden_size", 24.0),
+        ("encoder", "patch_size", 0),
+        ("encoder", "num_channels", 0),
+        ("encoder", "layer_norm_eps", "1e-12"),
+        ("encoder", "qkv_bias", "false"),
+        ("decoder", "vocab_size", "41"),
+        ("decoder", "vocab_size", True),
+        ("decoder", "d_model", 0),
+        ("decoder", "decoder_layers", -1),
+        ("decoder", "decoder_ffn_dim", None),
+        ("decoder", "max_position_embeddings", 10**11),
+        ("decoder", "tie_word_embeddings", None),
+    ],
+)
+def test_values_beyond_all_reason_are_refused_by_name(part, name, value, tmp_path):
+    content = whole({**ENCODER}, {**DECODER})
+    if name is None:
+        content[part] = value
+    else:
+        content[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{name or part}|config\.json: the {part} is"):
+        VisionEncoderDecoderConfig.from_pretrained(tmp_path)
+
+
+def test_brackets_without_end_are_no_json(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        VisionEncoderDecoderConfig.from_pretrained(tmp_path)
+
+
 def test_a_length_of_20_in_a_file_means_not_set():
     # Every full config.json of transformers 4 carries it; it is the reference's trap.
     settings = GenerationConfig.from_model_config(whole(max_length=20)).replace(eos_token_id=2)

@@ -25,7 +25,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download or export it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object was expected")
@@ -124,6 +124,8 @@ class ViTConfig(_Config):
         _check_heads("encoder", self.hidden_size, self.num_attention_heads)
         _check_activation("encoder.hidden_act", self.hidden_act)
         for side, patch in zip(self.image_shape, self.patch_shape, strict=True):
+            if patch < 1:
+                raise ValueError(f"encoder.patch_size is {self.patch_size}; it must be at least 1")
             if side < patch:
                 raise ValueError(f"encoder.image_size {self.image_size} is smaller than patch_size {self.patch_size}")
 
@@ -334,9 +336,11 @@ def encoder_config_from_dict(content: Mapping[str, Any] | ViTConfig) -> ViTConfi
     """The encoder configuration that `model_type` names; ValueError for any but ViT and DeiT."""
     if isinstance(content, ViTConfig):
         return content
+    _check_object("encoder", content)
     model_type = content.get("model_type", "vit")
-    if model_type not in ENCODERS:
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
         raise ValueError(f"the encoder is {model_type!r}, which is not supported; supported are {sorted(ENCODERS)}")
+    _check_values("encoder", ENCODERS[model_type], content)
     return ENCODERS[model_type].from_dict(content)
 
 
@@ -344,17 +348,49 @@ def decoder_config_from_dict(content: Mapping[str, Any] | TrOCRConfig) -> TrOCRC
     """The decoder configuration; ValueError for any decoder but TrOCR's, such as BERT's or GPT-2's."""
     if isinstance(content, TrOCRConfig):
         return content
+    _check_object("decoder", content)
     # The reference's own default for a vision-encoder-decoder without a decoder type is BERT.
     model_type = content.get("model_type", "bert")
     if model_type != TrOCRConfig.model_type:
         raise ValueError(f"the decoder is {model_type!r}, which is not supported; supported is 'trocr'")
+    _check_values("decoder", TrOCRConfig, content)
     return TrOCRConfig.from_dict(content)
 
 
+# Beyond these a file is damaged or made to harm: names are enumerated by layer, and a table is computed by position.
+_MOST = {"num_hidden_layers": 1000, "decoder_layers": 1000, "max_position_embeddings": 1_000_000}
+_MOST_OF_OTHERS = 10_000_000
+_SWITCHES = (
+    "qkv_bias",
+    "scale_embedding",
+    "use_learned_position_embeddings",
+    "layernorm_embedding",
+    "tie_word_embeddings",
+)
+
+
+def _check_object(part: str, content: Any) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"the {part} is {content!r}, where an object with its settings was expected")
+
+
+def _check_values(part: str, kind: type[_Config], content: Mapping[str, Any]) -> None:
+    """Raises ValueError for a size, switch or epsilon in a file that is none, or is beyond all reason."""
+    for field in dataclasses.fields(kind):
+        if field.name not in content:
+            continue
+        value, name = content[field.name], f"{part}.{field.name}"
+        if field.type == "int":
+            most = _MOST.get(field.name, _MOST_OF_OTHERS)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
+        elif field.name in _SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; it must be true or false")
+        elif field.name == "layer_norm_eps" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} is {value!r}; it must be a number")
+
+
 def _check_heads(part: str, width: int, heads: int) -> None:
-    for name, value in (("width", width), ("number of attention heads", heads)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"the {part}'s {name} is {value!r}; it must be an int")
     if heads < 1 or width % heads:
         raise ValueError(f"the {part}'s width {width} cannot be divided among {heads} attention heads")
 

@@ -212,6 +212,9 @@ def test_adapters_without_their_base_are_named(hub):
     with pytest.raises(ValueError, match=r"org/adapters holds the adapters .*merge_and_unload"):
         trocr_jax.TrOCR.from_pretrained("org/adapters")
     assert hub.fetched() == ["adapter_config.json", "tokenizer.json"]
+    hub.add("org/both", "config.json", "adapter_config.json", "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"org/both holds the adapters .*merge_and_unload"):
+        trocr_jax.TrOCR.from_pretrained("org/both")
 
 
 def test_bin_is_fetched_where_there_is_nothing_better(hub):

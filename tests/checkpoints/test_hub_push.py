@@ -95,6 +95,17 @@ def test_weights_of_an_earlier_push_are_not_read_in_the_new_ones_place(hub):
     assert pushed(hub, "org/nano") == whole
 
 
+def test_tokenizer_and_preprocessing_of_an_earlier_push_go(hub):
+    hub.add("org/nano", "special_tokens_map.json", "added_tokens.json", "processor_config.json", "notes.txt")
+    ocr = trocr_jax.TrOCR.from_pretrained()
+    ocr.push_to_hub("org/nano", token="hf_good")
+    files = pushed(hub, "org/nano")
+    assert "notes.txt" in files
+    assert not {"special_tokens_map.json", "added_tokens.json", "processor_config.json"} & files
+    again = trocr_jax.TrOCR.from_pretrained("org/nano")
+    assert again.processor.tokenizer.get_vocab() == ocr.processor.tokenizer.get_vocab()
+
+
 def test_a_persons_card_in_the_repository_is_kept(hub):
     hub.add("org/nano", "README.md", "model.safetensors")
     ocr = trocr_jax.TrOCR.from_pretrained()

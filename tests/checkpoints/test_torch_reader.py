@@ -312,7 +312,7 @@ def test_reading_needs_no_torch(tmp_path):
     assert result.stdout.split("\n")[0] == "[0.0, 1.0, 2.0] False"
 
 
-@pytest.mark.parametrize("entry", ["model", "state_dict", "module"])
+@pytest.mark.parametrize("entry", ["model", "state_dict", "module", "model_state_dict"])
 def test_state_dicts_are_found(tmp_path, entry):
     path = save({entry: {"w": torch.ones(1)}, "epoch": 1, "optimizer": {"w": torch.zeros(1)}}, tmp_path / "file.bin")
     assert_same(read_torch_tensors(path)["w"], torch.ones(1))

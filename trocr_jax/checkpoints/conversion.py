@@ -99,7 +99,7 @@ def read_weights(source: str | os.PathLike[str], **hub_options: Any) -> Weights:
         if hub_options:
             raise ValueError(f"{sorted(hub_options)} are options of the hub, but {path} is a file")
         folder = path.parent
-    elif path.suffix in _SUFFIXES:
+    elif path.suffix in _SUFFIXES and not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist")
     else:
         folder = local_folder(source, **hub_options)

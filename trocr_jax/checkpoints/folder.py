@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from trocr_jax.checkpoints import hub
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
-from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
-from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
 from trocr_jax.version import __version__
 
 CARD_NAME = "README.md"
@@ -60,8 +58,6 @@ from transformers import TrOCRProcessor, VisionEncoderDecoderModel
 processor = TrOCRProcessor.from_pretrained("path/to/this/folder")
 model = VisionEncoderDecoderModel.from_pretrained("path/to/this/folder")"""
 
-# Files of which one is read instead of another: what is written replaces the whole group.
-_GROUPS = (frozenset(TOKENIZER_NAMES), frozenset((PREPROCESSOR_NAME, PROCESSOR_NAME)))
 # What may be told to the hub with a push; see `hub.upload_folder`.
 _HUB_OPTIONS = frozenset(("token", "private", "revision", "commit_message", "create_pr"))
 
@@ -124,9 +120,7 @@ def _move(staged: pathlib.Path, target: pathlib.Path) -> None:
     if CARD_NAME in written and not _is_ours(target / CARD_NAME):
         (staged / CARD_NAME).unlink()
     there = {path.name for path in target.iterdir() if path.is_file()}
-    stale = hub.stale_weights(there, written)
-    for group in _GROUPS:
-        stale |= (there & group) - written if written & group else set()
+    stale = hub.stale_files(there, written)
     # An index counts only where no whole file is there, so that this order never shows one without its shards.
     for path in sorted(staged.iterdir(), key=lambda path: ("safetensors" in path.name, path.suffix == ".json", path)):
         os.replace(path, target / path.name)

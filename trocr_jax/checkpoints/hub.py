@@ -13,6 +13,8 @@ from typing import Any
 
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
+from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
+from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
 
 NATIVE_NAME = "flax_model.safetensors"
 NATIVE_INDEX_NAME = "flax_model.safetensors.index.json"
@@ -33,20 +35,11 @@ ADAPTER_REASON = (
     "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(merged)) and use what that writes"
 )
 
+# Files of which one is read instead of another, so that all of a group belong together.
+_GROUPS = {"tokenizer": TOKENIZER_NAMES, "preprocessing": (PREPROCESSOR_NAME, PROCESSOR_NAME)}
 _SMALL_FILES = (
-    CONFIG_NAME,
-    _ADAPTER_NAME,
-    GENERATION_CONFIG_NAME,
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-)
+    CONFIG_NAME, _ADAPTER_NAME, GENERATION_CONFIG_NAME, *(name for names in _GROUPS.values() for name in names)
+)  # fmt: skip
 
 _TOKEN_ADVICE = {
     401: "the hub wants a valid token; log in (`hf auth login`) or pass token=",
@@ -89,7 +82,8 @@ def local_folder(
 
 
 def _check_is_model(folder: pathlib.Path, source: str | os.PathLike[str]) -> None:
-    if (folder / _ADAPTER_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+    has_weights = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    if (folder / _ADAPTER_NAME).is_file() and not has_weights:
         raise CheckpointError(f"{source} {ADAPTER_REASON}")
 
 
@@ -109,9 +103,9 @@ def upload_folder(
 
     `repo_id` is "org/name", or "name" for one of your own; a repository that is not there is made, and only then does
     `private` count. `files` are names inside the folder, by default all but those of .git and .cache; `yields` are
-    those that give way to one of the repository's own, each with the mark by which one of ours is known. Weights of an
-    earlier upload in the same format go, so that none of them is read in the new ones' place. `revision` is the branch
-    to commit to. Raises ValueError for what cannot be a repository, FileNotFoundError for a folder or a
+    those that give way to one of the repository's own, each with the mark by which one of ours is known. Files of an
+    earlier upload that would be read in the new ones' place go; see `stale_files`. `revision` is the branch to commit
+    to. Raises ValueError for what cannot be a repository, FileNotFoundError for a folder or a
     file that is not there, both before the hub is asked, and OSError saying what to do if the hub does not take them.
     """
     # Imported here: it takes longer than reading a small checkpoint.
@@ -128,7 +122,7 @@ def upload_folder(
         there = set(api.list_repo_files(name, revision=revision))
         marks = {file: mark for file, mark in (yields or {}).items() if file in there}
         kept = {file for file, mark in marks.items() if not _holds(api, name, file, revision, mark)}
-        stale = stale_weights(there, paths)
+        stale = stale_files(there, paths)
         commit = api.create_commit(
             name,
             [
@@ -142,10 +136,19 @@ def upload_folder(
     return commit.pr_url or commit.commit_url
 
 
-def stale_weights(there: Iterable[str], written: Collection[str]) -> set[str]:
-    """Of the files that are there, weights in a format that was written anew, but under other names."""
-    kinds = {match[1] for name in written if (match := _WEIGHTS.fullmatch(name))}
-    return {name for name in there if (match := _WEIGHTS.fullmatch(name)) and match[1] in kinds} - set(written)
+def stale_files(there: Iterable[str], written: Collection[str]) -> set[str]:
+    """Of the files that are there, those that would be read beside or instead of what was written.
+
+    That is, weights in the same format, and tokenizer and preprocessing files where any of those were written.
+    """
+    groups = {group for name in written if (group := _group(name))}
+    return {name for name in there if _group(name) in groups} - set(written)
+
+
+def _group(name: str) -> str | None:
+    if match := _WEIGHTS.fullmatch(name):
+        return match[1]
+    return next((group for group, names in _GROUPS.items() if name in names), None)
 
 
 def _holds(api: Any, repo_id: str, name: str, revision: str | None, mark: str) -> bool:
@@ -250,7 +253,6 @@ def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> p
     with _explained(repo_id, options["revision"], "downloaded", absent, unreachable):
         folder = pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(_SMALL_FILES), **options))
         if with_weights:
-            _check_is_model(folder, repo_id)
             _download_weights(repo_id, folder, options)
     return folder
 
@@ -274,6 +276,7 @@ def _download_weights(repo_id: str, folder: pathlib.Path, options: dict[str, Any
             for shard in sorted(set(read_json(path).get("weight_map", {}).values())):
                 huggingface_hub.hf_hub_download(repo_id, shard, **options)
         return
+    _check_is_model(folder, repo_id)
     raise FileNotFoundError(
         f"{repo_id} holds none of {list(WEIGHT_NAMES)}: it is no model of transformers or of this library"
     ) from missing

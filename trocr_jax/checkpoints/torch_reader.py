@@ -24,7 +24,7 @@ from trocr_jax.checkpoints.torch_pickle import MAX_BYTES, read_pickle
 from trocr_jax.checkpoints.torch_tensors import DTYPES, Rebuilder, Storage, kind_of, parse_identifier
 from trocr_jax.config import read_json
 
-_STATE_DICTS = ("model", "state_dict", "module")  # fairseq, Lightning, DeepSpeed
+_STATE_DICTS = ("model", "state_dict", "module", "model_state_dict")  # fairseq, Lightning, DeepSpeed, torch's tutorials
 LFS_POINTER = b"version https://git-lfs"
 # The older format's first two pickles.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -70,7 +70,7 @@ def read_torch_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def tensors(content: Any, source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The state dict in the content of a file: the content itself, or its "model", "state_dict" or "module" entry.
+    """The state dict in the content of a file: the content itself, or its entry of a name in _STATE_DICTS.
 
     Arrays that lie unaligned in the file (the older format's do) are copied. Raises CheckpointError naming `source`.
     """
