@@ -133,6 +133,53 @@ def test_search_options_are_followed(read, images, ocr):
     assert json.loads(out)["sequence_score"] is not None
 
 
+def test_boxes_are_in_jsonl(read, images, ocr):
+    status, out, _ = read("--format", "jsonl", "--boxes", images[2])
+    assert status == 0
+    assert json.loads(out) == ocr(images[2], boxes=True).to_dict()
+    assert all(len(word["box"]) == 4 and word["char_boxes"] is None for word in json.loads(out)["words"])
+    status, out, _ = read("--format", "jsonl", "--char-boxes", images[2])
+    assert json.loads(out) == ocr(images[2], boxes="char").to_dict()
+
+
+def test_boxes_that_would_not_be_seen_end_with_status_2(read, images):
+    for option in ("--boxes", "--char-boxes"):
+        status, out, err = read(option, images[0])
+        assert (status, out) == (2, "")
+        assert "--format jsonl" in err
+
+
+def test_overlays_are_saved_and_named_after_their_images(read, images, ocr, tmp_path):
+    other = draw(tmp_path / "other" / "a.png", "12.50")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    status, out, err = read("--save-overlay", tmp_path / "new" / "seen", images[0], broken, images[1], other)
+    assert (status, err.count("\n")) == (1, 1)
+    assert out == "".join(f"{path}: {ocr(path).text}\n" for path in (images[0], images[1], other))
+    saved = {path.name: path for path in (tmp_path / "new" / "seen").iterdir()}
+    assert sorted(saved) == ["a-2.overlay.png", "a.overlay.png", "b.overlay.png"]
+    for name, path in (("a.overlay.png", images[0]), ("a-2.overlay.png", other)):
+        with Image.open(saved[name]) as picture:
+            assert picture.format == "PNG"
+            assert picture.tobytes() == ocr(path, boxes=True).draw().tobytes()
+    # Once more into the same folder: nothing is added.
+    assert read("--save-overlay", tmp_path / "new" / "seen", images[0])[0] == 0
+    assert len(list((tmp_path / "new" / "seen").iterdir())) == 3
+
+
+def test_overlays_that_cannot_be_saved_lose_no_text(read, images, monkeypatch, tmp_path):
+    status, out, err = read("--save-overlay", images[0], images[1])  # a file, not a folder
+    assert (status, out) == (2, "")
+    assert images[0] in err
+    folder = tmp_path / "seen"
+    (folder / "a.overlay.png").mkdir(parents=True)  # in the way of the first picture
+    status, out, err = read("--save-overlay", folder, *images[:2])
+    assert status == 1
+    assert out.count("\n") == 2
+    assert err.startswith(f"trocr-jax: {images[0]} cannot be drawn")
+    assert sorted(path.name for path in folder.iterdir()) == ["a.overlay.png", "b.overlay.png"]
+
+
 def test_a_model_folder_is_used(read, images, ocr, tmp_path):
     ocr.save_pretrained(tmp_path / "model")
     assert read("--model", tmp_path / "model", images[0]) == (0, f"{ocr(images[0]).text}\n", "")
@@ -151,6 +198,8 @@ def test_options_reach_the_recogniser(read, stub, images):
     assert read("--preset", "fairseq", "--reject-below", 0.5, "--skip-blank", images[0])[0] == 0
     expected = {"batch_size": None, "skip_blank": True, "preset": "fairseq", "reject_below": 0.5}
     assert stub.calls[1] == ("stream", expected)
+    assert read("--format", "jsonl", "--char-boxes", images[0])[0] == 0
+    assert stub.calls[-1] == ("stream", {"batch_size": None, "skip_blank": False, "boxes": "char"})
 
 
 @pytest.mark.usefixtures("stub")

@@ -43,6 +43,7 @@ examples:
   trocr-jax read line.png                          print the text of one image
   trocr-jax read scans/ --format tsv > texts.tsv   every image below a folder
   ls *.png | trocr-jax read - --format jsonl       a list of paths on stdin
+  trocr-jax read scans/ --save-overlay seen/       and pictures with boxes around the words
   trocr-jax read --model microsoft/trocr-base-printed --num-beams 4 line.png
 """
 
@@ -97,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         "--reject-below", type=_probability, metavar="P", help="no text where the model's confidence is lower, 0 to 1"
     )
     read.add_argument("--skip-blank", action="store_true", help="no text for images without ink")
+    read.add_argument("--boxes", action="store_const", const="word", help="with jsonl: a box around each word")
+    read.add_argument(
+        "--char-boxes", action="store_const", dest="boxes", const="char", help="around each character as well"
+    )
+    read.add_argument("--save-overlay", metavar="DIR", help="draw the boxes: NAME.overlay.png for each image, in DIR")
     read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
     read.add_argument(
         "--format",
@@ -182,21 +188,35 @@ def _probability(text: str) -> float:
     return number
 
 
+def _boxes(options: argparse.Namespace) -> str | None:
+    """What to draw boxes around, "word" or "char"; ValueError for boxes that nobody would see."""
+    if options.save_overlay is not None:
+        return options.boxes or "word"
+    if options.boxes and options.format != "jsonl":
+        raise ValueError("boxes are printed with --format jsonl, or drawn with --save-overlay DIR")
+    return options.boxes
+
+
 def _read(options: argparse.Namespace) -> int:
     try:
         paths, count = find_images(options.paths)
         if count == 0:
             raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
+        boxes = _boxes(options)
         # Imported only now, so that --help and mistakes in the paths answer at once.
         from trocr_jax.compilation_cache import enable_compilation_cache
+        from trocr_jax.overlays import Overlays
         from trocr_jax.recognizer import TrOCR
 
+        save = None if options.save_overlay is None else Overlays(options.save_overlay).save
         enable_compilation_cache()
         ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
         names = ("num_beams", "max_new_tokens", "preset", "reject_below")
         settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        settings |= {} if boxes is None else {"boxes": boxes}
         results = ocr.stream(paths, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings)
-        return _print(results, count, FORMATS["plain" if options.format == "text" and count == 1 else options.format])
+        to_line = FORMATS["plain" if options.format == "text" and count == 1 else options.format]
+        return _print(results, count, to_line, save)
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -284,7 +304,12 @@ FORMATS: dict[str, Callable[[Recognition], str | None]] = {
 }
 
 
-def _print(results: Iterable[Recognition], count: int | None, to_line: Callable[[Recognition], str | None]) -> int:
+def _print(
+    results: Iterable[Recognition],
+    count: int | None,
+    to_line: Callable[[Recognition], str | None],
+    save: Callable[[Recognition], None] | None,
+) -> int:
     from tqdm import tqdm
 
     status = 0
@@ -299,5 +324,11 @@ def _print(results: Iterable[Recognition], count: int | None, to_line: Callable[
             if line is not None:
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
+            try:
+                if save is not None:
+                    save(result)
+            except (ValueError, OSError) as error:
+                status = 1
+                tqdm.write(f"trocr-jax: {result.source} cannot be drawn: {error}", file=sys.stderr)
             progress.update()
     return status

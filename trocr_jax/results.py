@@ -6,11 +6,16 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SCHEMA_VERSION = 2
 
 FinishReason = Literal["eos", "length", "error", "blank", "rejected"]
+# x0, y0, x1, y1 in pixels of the image turned upright by its EXIF orientation; the last two are just outside.
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +23,37 @@ class Word:
     """A word of a text: what stands between spaces.
 
     `start` and `end` are its place in the text, in characters. `confidence` is the product of the probabilities of the
-    tokens that hold any of its characters: the model's probability of these tokens, given the text before them.
+    tokens that hold any of its characters: the model's probability of these tokens, given the text before them. `box`
+    and `char_boxes`, one for each character, are None unless they were asked for.
     """
 
     text: str
     start: int
     end: int
     confidence: float
+    box: Box | None = None
+    char_boxes: tuple[Box, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """This word as a JSON object."""
+        return {
+            **dataclasses.asdict(self),
+            "box": None if self.box is None else list(self.box),
+            "char_boxes": None if self.char_boxes is None else [list(box) for box in self.char_boxes],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Word:
+        """The word in a JSON object; boxes may be missing."""
+        box, char_boxes = (content.get(name) for name in ("box", "char_boxes"))
+        return cls(
+            content["text"],
+            content["start"],
+            content["end"],
+            content["confidence"],
+            None if box is None else _box(box),
+            None if char_boxes is None else tuple(_box(box) for box in char_boxes),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +111,28 @@ class Recognition:
             self, text="", words=(), finish_reason="rejected", alternatives=(reading, *self.alternatives)
         )
 
+    def with_boxes(self, char_boxes: Sequence[Box | None], *, of_characters: bool) -> Recognition:
+        """This result with a box around each word, and on demand around each character; `char_boxes` are the text's."""
+        words = []
+        for word in self.words:
+            boxes = tuple(box for box in char_boxes[word.start : word.end] if box is not None)
+            words.append(dataclasses.replace(word, box=_around(boxes), char_boxes=boxes if of_characters else None))
+        return dataclasses.replace(self, words=tuple(words))
+
+    def draw(self, image: Any = None) -> Image.Image:
+        """The image, upright, with its boxes and the words above them where these fit.
+
+        `image` is needed where `source` is None, the image having been given in memory. Raises ValueError if words
+        have no boxes, ImageError if the image cannot be read.
+        """
+        if image is None and self.source is None:
+            raise ValueError("this image was given in memory: pass it to draw as well")
+        if any(word.box is None for word in self.words):
+            raise ValueError("this text has no boxes: read the image with boxes=True")
+        from trocr_jax.drawing import draw_words  # a result without a picture needs no Pillow
+
+        return draw_words(self.source if image is None else image, self.words)
+
     def to_dict(self) -> dict[str, Any]:
         """This result as a JSON object of the current schema; `alternatives` only where there are any."""
         content: dict[str, Any] = {
@@ -89,7 +140,7 @@ class Recognition:
             "source": self.source,
             "text": self.text,
             "confidence": self.confidence,
-            "words": [dataclasses.asdict(word) for word in self.words],
+            "words": [word.to_dict() for word in self.words],
             "token_ids": list(self.token_ids),
             "token_log_probs": list(self.token_log_probs),
             "log_prob": self.log_prob,
@@ -122,8 +173,22 @@ class Recognition:
             error=content["error"],
             source=content["source"],
             alternatives=tuple(cls.from_dict(alternative) for alternative in content.get("alternatives", ())),
-            words=tuple(Word(**word) for word in content.get("words", ())),
+            words=tuple(Word.from_dict(word) for word in content.get("words", ())),
         )
+
+
+def _box(content: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = content
+    return (x0, y0, x1, y1)
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    return (
+        min(box[0] for box in boxes),
+        min(box[1] for box in boxes),
+        max(box[2] for box in boxes),
+        max(box[3] for box in boxes),
+    )
 
 
 def find_words(text: str, spans: Sequence[tuple[int, int]], token_log_probs: Sequence[float]) -> tuple[Word, ...]:

@@ -109,6 +109,12 @@ class ImageProcessor:
             raise ValueError("there are no images: pass at least one")
         return np.stack(pixels)
 
+    def to_original(self, x: np.ndarray, width: int) -> np.ndarray:
+        """Places along the line in `pixels`, undone to those in the upright image of this width, both in pixels."""
+        resized = self.size[1] if self.do_resize else width
+        cropped = (resized - self.crop_size[1]) // 2 if self.do_center_crop else 0  # less than 0 where that pads
+        return (x + cropped) * width / resized
+
     def pixels(self, image: Any) -> np.ndarray:
         """One image (path, PIL image or array) -> float32 [3, height, width]. Raises ImageError."""
         rgb = load_rgb(image)
