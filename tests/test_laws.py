@@ -14,7 +14,7 @@ LEVELS = (
     {"config", "generation_config", "registry", "compilation_cache"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing"},
-    {"models", "results"},
+    {"models", "results", "constraints"},
     {"alignment", "overlays"},
     {"recognizer", "training", "evaluation"},
     {"cli"},

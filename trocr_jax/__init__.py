@@ -6,6 +6,7 @@ from trocr_jax.version import __version__
 
 if TYPE_CHECKING:
     from trocr_jax.config import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
+    from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
     from trocr_jax.decoding.generate import GenerationOutput
     from trocr_jax.generation_config import GenerationConfig
     from trocr_jax.models import DeiTModel, TrOCRForCausalLM, VisionEncoderDecoderModel, ViTModel
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
 _HOMES = {
+    "AllowedCharacters": "constraints",
     "DeiTConfig": "config",
     "DeiTModel": "models",
     "GenerationConfig": "generation_config",
     "GenerationOutput": "decoding.generate",
     "ImageError": "processing.image",
+    "Lexicon": "constraints",
+    "Pattern": "constraints",
     "Recognition": "results",
     "TrOCR": "recognizer",
     "TrOCRConfig": "config",
@@ -34,11 +38,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AllowedCharacters",
     "DeiTConfig",
     "DeiTModel",
     "GenerationConfig",
     "GenerationOutput",
     "ImageError",
+    "Lexicon",
+    "Pattern",
     "Recognition",
     "TrOCR",
     "TrOCRConfig",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import glob
 import json
+import operator
 import os
 import pathlib
 import sys
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trocr_jax.version
 
 if TYPE_CHECKING:
+    from trocr_jax.constraints import Constraint
     from trocr_jax.results import Recognition
 
 IMAGE_SUFFIXES = frozenset(
@@ -103,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         "--char-boxes", action="store_const", dest="boxes", const="char", help="around each character as well"
     )
     read.add_argument("--save-overlay", metavar="DIR", help="draw the boxes: NAME.overlay.png for each image, in DIR")
+    read.add_argument("--allow", metavar="CHARACTERS", help="texts of these characters only, such as 0123456789")
+    read.add_argument("--pattern", metavar="REGEX", help="texts that match a regular expression as a whole")
+    read.add_argument("--lexicon", metavar="FILE", help="texts that are a line of this file")
     read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
     read.add_argument(
         "--format",
@@ -197,6 +203,14 @@ def _boxes(options: argparse.Namespace) -> str | None:
     return options.boxes
 
 
+def _constraint(options: argparse.Namespace) -> Constraint | None:
+    from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
+
+    makers = ((AllowedCharacters, options.allow), (Pattern, options.pattern), (Lexicon.from_file, options.lexicon))
+    asked: list[Constraint] = [make(value) for make, value in makers if value is not None]
+    return functools.reduce(operator.and_, asked) if asked else None
+
+
 def _read(options: argparse.Namespace) -> int:
     try:
         paths, count = find_images(options.paths)
@@ -214,6 +228,7 @@ def _read(options: argparse.Namespace) -> int:
         names = ("num_beams", "max_new_tokens", "preset", "reject_below")
         settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         settings |= {} if boxes is None else {"boxes": boxes}
+        settings["constraint"] = _constraint(options)
         results = ocr.stream(paths, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings)
         to_line = FORMATS["plain" if options.format == "text" and count == 1 else options.format]
         return _print(results, count, to_line, save)

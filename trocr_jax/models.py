@@ -52,6 +52,12 @@ Array = jax.Array
 Params = Mapping[str, Any]
 
 
+# What `generate` takes besides pixels and options.
+_GENERATE_INPUTS = (
+    "encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids", "key", "image_numbers", "constraints"
+)  # fmt: skip
+
+
 class _Model(Saved):
     """What all wrappers share: a tree that is made at random when first needed, unless one is given."""
 
@@ -418,14 +424,11 @@ class VisionEncoderDecoderModel(_Model):
         """Token ids [B*R, length] for images, or the whole GenerationOutput with `return_dict_in_generate`.
 
         `generation_config` replaces the model's own settings; `arguments` are encoder_hidden_states,
-        encoder_attention_mask and decoder_input_ids, for sampling a key and image_numbers (see
+        encoder_attention_mask, decoder_input_ids and constraints, for sampling a key and image_numbers (see
         `trocr_jax.decoding.generate`), a preset, and any field of GenerationConfig. The default length fits a line of
         text, where the reference stops after 20 tokens.
         """
-        inputs = {
-            name: arguments.pop(name, None)
-            for name in ("encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids", "key", "image_numbers")
-        }
+        inputs = {name: arguments.pop(name, None) for name in _GENERATE_INPUTS}
         model, params = self.runtime
         settings = generation_config or self.generation_config
         output = generate(model, params, settings, pixel_values=pixel_values, options=arguments, **inputs)

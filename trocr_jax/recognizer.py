@@ -18,7 +18,10 @@ from trocr_jax.checkpoints.folder import Saved, Source
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
+from trocr_jax.constraints.constraint import Constraints, compile_constraint, constraints_of
+from trocr_jax.decoding.constrained import check_length
 from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
+from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
 from trocr_jax.modeling.encoder import Encoder
@@ -102,6 +105,7 @@ class TrOCR(Saved):
         reject_below: float | None = None,
         skip_blank: bool = False,
         boxes: Boxes = False,
+        constraint: Constraints = None,
         **options: Any,
     ) -> Any:
         """What is written in the images: a list of Recognition in order, or one for a single image.
@@ -118,6 +122,9 @@ class TrOCR(Saved):
 
         `boxes` is True (or "word") for a box around each word, "char" for one around each character as well: a second
         look at the text that was found, one pass of the decoder and some 5 ms a line on the host.
+
+        `constraint` is what the texts may be: AllowedCharacters, a Lexicon, a Pattern, or several joined by &, from
+        `trocr_jax.constraints`; or a list with one, or None, for each image.
         """
         found = self.stream(
             as_list(images),
@@ -126,6 +133,7 @@ class TrOCR(Saved):
             reject_below=reject_below,
             skip_blank=skip_blank,
             boxes=boxes,
+            constraint=constraint,
             **options,
         )
         return next(iter(found)) if is_single(images) else list(found)
@@ -139,6 +147,7 @@ class TrOCR(Saved):
         reject_below: float | None = None,
         skip_blank: bool = False,
         boxes: Boxes = False,
+        constraint: Constraints = None,
         key: Any = None,
         **options: Any,
     ) -> Iterator[Recognition]:
@@ -155,9 +164,12 @@ class TrOCR(Saved):
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
         positions = self.config.decoder.max_position_embeddings
-        checked_key(key, self.generation_config.resolve(options, prompt_length=1, max_positions=positions))
-        batches = _batches([images] if is_single(images) else images, size)
-        options["key"] = key
+        settings = self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
+        checked_key(key, settings)
+        images = [images] if is_single(images) else images
+        self._check_constraints(constraint, images, settings)
+        batches = _batches(images, size)
+        options |= {"key": key, "constraint": constraint}
         found = itertools.chain.from_iterable(
             self._read(batch, i * size, on_error, skip_blank, boxes, options) for i, batch in enumerate(batches)
         )
@@ -193,7 +205,8 @@ class TrOCR(Saved):
             return list(unread.values())
         opened = [i for i in range(len(images)) if i not in unread]
         sources = [_source(images[i]) for i in opened]
-        options = {**options, "image_numbers": [first + i for i in opened]}
+        numbers = [first + i for i in opened]
+        options = {**options, "image_numbers": numbers, "constraint": constraints_of(options["constraint"], numbers)}
         if boxes:
             read = iter(self._read_with_boxes(pixels, inks, sources, boxes == "char", options))
         else:
@@ -265,14 +278,16 @@ class TrOCR(Saved):
         encoder_hidden_states: Any = None,
         encoder_attention_mask: Any = None,
         decoder_input_ids: Any = None,
+        constraint: Constraints = None,
         **options: Any,
     ) -> GenerationOutput:
         """Token ids and scores for a batch: `sequences` [B*R, length] int32, start token and padding as transformers'.
 
         pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] from `encode` with an optional
-        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue. `options` are a preset,
-        fields of GenerationConfig and, for sampling, a key and image_numbers (see `trocr_jax.decoding.generate`); R is
-        num_return_sequences. Raises ValueError before anything is compiled.
+        encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue; `constraint` is one for all
+        images or a list with one, or None, for each. `options` are a preset, fields of GenerationConfig and, for
+        sampling, a key and image_numbers (see `trocr_jax.decoding.generate`); R is num_return_sequences. Raises
+        ValueError before anything is compiled.
         """
         options.pop("return_dict_in_generate", None)  # it always is one
         output = self._network.generate(
@@ -281,10 +296,36 @@ class TrOCR(Saved):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             decoder_input_ids=decoder_input_ids,
+            constraints=self._compiled(constraint, options.get("eos_token_id")),
             **options,
         )
         assert isinstance(output, GenerationOutput)
         return output
+
+    def _compiled(
+        self, constraint: Constraints, eos_token_id: Any
+    ) -> TokenAutomaton | list[TokenAutomaton | None] | None:
+        """A constraint, or each of a list, as an automaton over this model's tokens."""
+        if constraint is None:
+            return None
+        settings = self.generation_config if eos_token_id is None else GenerationConfig(eos_token_id=eos_token_id)
+        given = self.processor.tokenizer, self.config.decoder.vocab_size, settings.eos_token_ids
+        if isinstance(constraint, list | tuple):
+            return [None if one is None else compile_constraint(one, *given) for one in constraint]
+        return compile_constraint(constraint, *given)
+
+    def _check_constraints(self, constraint: Constraints, images: Any, settings: GenerationConfig) -> None:
+        """Raises ValueError for a constraint that no text satisfies, or a list of another length than the images."""
+        automata = self._compiled(constraint, settings.eos_token_id)
+        if not isinstance(automata, list):
+            automata = [automata]
+        elif hasattr(images, "__len__") and len(images) != len(automata):
+            raise ValueError(
+                f"there are {len(automata)} constraints for {len(images)} images; pass one for all, or one for each"
+            )
+        for i, automaton in enumerate(automata):
+            if automaton is not None:
+                check_length(automaton, (), (settings.max_length or 0) - 1, i)
 
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""

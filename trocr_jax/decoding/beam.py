@@ -91,8 +91,9 @@ def start(
     rows = jnp.repeat(prompt, num_beams, axis=0)  # [B, P] -> [N, P]
     return BeamState(
         length=jnp.int32(prompt_length),
-        # All beams read the same prompt: only the first may continue it, or all would find the same texts.
-        running=dataclasses.replace(empty, scores=empty.scores.at[:, 0].set(0)),
+        # All beams read the same prompt: only the first may continue it, or all would find the same texts. The
+        # reference gives the others -1e9, and where constraints leave few texts returns the same ones again.
+        running=dataclasses.replace(empty, scores=jnp.full(shape, -jnp.inf, dtype).at[:, 0].set(0)),
         finished=empty,
         is_filled=jnp.zeros(shape, bool),
         can_improve=options.is_image,

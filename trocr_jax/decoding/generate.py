@@ -9,7 +9,7 @@ B images, R sequences returned for each, P prompt tokens, L cache length, S enco
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -19,10 +19,13 @@ import numpy as np
 from jax import lax
 
 from trocr_jax.decoding import beam, greedy
+from trocr_jax.decoding.constrained import make_constrain
+from trocr_jax.decoding.logits_processors import LogitsProcessor
 from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.sampling import Randomness
 from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchOptions
 from trocr_jax.decoding.shapes import bucket, length_bucket
+from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 
@@ -37,7 +40,7 @@ class GenerationOutput:
     Names are transformers'. `sequences` have the start token first and are cut behind the longest row; `scores` and
     `logits` are one array instead of a tuple of steps, under beam search the steps of all running beams, some perhaps
     behind the longest row: row n's token t comes from `scores[beam_indices[n, t], t]`. The number of new tokens is 0 in
-    the rare row that no hypothesis filled (constraints that leave fewer texts than were asked for).
+    a row that no hypothesis filled, since the options and constraints leave fewer texts than were asked for.
     """
 
     sequences: np.ndarray  # [B*R, P + T] int32
@@ -71,6 +74,7 @@ def generate(
     decoder_input_ids: Any = None,
     key: Any = None,
     image_numbers: Any = None,
+    constraints: TokenAutomaton | Sequence[TokenAutomaton | None] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> GenerationOutput:
     """Texts for a batch, found by the model and (prepared or canonical) parameters given.
@@ -81,6 +85,8 @@ def generate(
 
     Sampling draws from `key`, a jax.random key or an int, 0 if it is left out. An image's texts depend on the key and
     on its number, 0, 1, ... unless image_numbers [B] are given, and on no other image of the batch.
+
+    `constraints` are an automaton that every text has to follow, or one, or None, for each image.
 
     Raises ValueError, before anything is compiled, for inputs or options that do not fit.
     """
@@ -103,10 +109,12 @@ def generate(
     )
     key, numbers = checked_key(key, settings), _pad_rows(_checked_numbers(image_numbers, batch), rows)
     randomness = None if key is None else Randomness(key, numbers)
+    constrain = make_constrain(constraints, _pad_rows(prompt, rows), batch, vocab_size, settings)
+    processors = make_processors(settings, vocab_size, prompt.shape[1], constrain)
     found = run(
         params,
         inputs,
-        _search_options(settings, randomness, np.arange(rows) < batch, vocab_size, prompt.shape[1]),
+        _search_options(settings, processors, randomness, is_image=np.arange(rows) < batch),
         model=model,
         num_beams=int(settings.num_beams),
         num_samples=int(settings.num_return_sequences) if settings.num_beams == 1 else 1,
@@ -156,10 +164,9 @@ def run(
 
 def _search_options(
     settings: GenerationConfig,
+    processors: tuple[LogitsProcessor, ...],
     randomness: Randomness | None,
     is_image: np.ndarray,
-    vocab_size: int,
-    prompt_length: int,
 ) -> SearchOptions:
     fill = settings.fill_token_id
     if settings.num_beams > 1:
@@ -173,7 +180,7 @@ def _search_options(
         length_penalty=np.float32(settings.length_penalty),
         early_stopping=np.int32(EARLY_STOPPING[settings.early_stopping]),
         is_image=is_image,
-        processors=make_processors(settings, vocab_size, prompt_length),
+        processors=processors,
         randomness=randomness,
         output_scores=bool(settings.output_scores),
         output_logits=bool(settings.output_logits),

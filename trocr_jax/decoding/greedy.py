@@ -86,30 +86,37 @@ def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> G
     logits, cache = step(tokens, position, own_slots(batch, samples, buffer), state.cache)
     logits = logits.reshape(num_rows, -1)  # [B, K, V] -> [N, V]
     states, scores = process(options.processors, state.processor_states, state.sequences, state.length, logits)
-    token = choose(scores, state.length, options)
+    token, is_open = choose(scores, state.length, options)
     log_prob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
-    token = jnp.where(state.is_finished, options.fill_token, token)
-    log_prob = jnp.where(state.is_finished, 0, log_prob)
+    # A row without any token left ends without a text, as an image does whose beams all end in nothing.
+    is_dead = ~state.is_finished & ~is_open
+    is_silent = state.is_finished | is_dead
+    token = jnp.where(is_silent, options.fill_token, token)
+    log_prob = jnp.where(is_silent, 0, log_prob)
     return GreedyState(
         length=state.length + 1,
         sequences=lax.dynamic_update_slice_in_dim(state.sequences, token[:, None], state.length, axis=1),
         token_log_probs=lax.dynamic_update_slice_in_dim(state.token_log_probs, log_prob[:, None], state.length, axis=1),
-        is_finished=state.is_finished | is_end(token, options),
-        num_tokens=state.num_tokens + ~state.is_finished,
+        is_finished=is_silent | is_end(token, options),
+        num_tokens=jnp.where(is_dead, 0, state.num_tokens + ~state.is_finished),
         processor_states=states,
         record=state.record.write(state.length, scores, logits),
         cache=cache,
     )
 
 
-def choose(scores: Array, length: Array, options: SearchOptions) -> Array:
-    """The next token of each row [N]: the best, or one drawn from softmax(scores); scores [N, V]."""
+def choose(scores: Array, length: Array, options: SearchOptions) -> tuple[Array, Array]:
+    """(the next token of each row [N], whether there is one): the best, or drawn from softmax(scores); scores [N, V].
+
+    There is none where every score is -inf.
+    """
     if options.randomness is not None:
         split = scores.reshape(options.is_image.shape[0], -1, scores.shape[1])  # [N, V] -> [B, K, V]
         scores = options.randomness.perturb(split, length).reshape(scores.shape)
     # top_k instead of argmax: the same first maximum, three times faster on CPU.
-    return lax.top_k(scores, 1)[1][:, 0].astype(jnp.int32)
+    best, token = lax.top_k(scores, 1)
+    return token[:, 0].astype(jnp.int32), best[:, 0] != -jnp.inf
 
 
 def finish(state: GreedyState, num_samples: int) -> Hypotheses:

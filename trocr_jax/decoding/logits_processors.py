@@ -200,8 +200,9 @@ class Renormalize(Stateless):
     """Makes log-probabilities of the scores again; always the last."""
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
-        """Subtracts the logarithm of the sum."""
-        return state, jax.nn.log_softmax(scores, axis=-1)
+        """Subtracts the logarithm of the sum; a row that is closed altogether stays so."""
+        is_open = jnp.max(scores, axis=-1, keepdims=True) != -jnp.inf
+        return state, jnp.where(is_open, jax.nn.log_softmax(scores, axis=-1), scores)
 
 
 def start_processors(

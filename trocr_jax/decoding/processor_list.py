@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trocr_jax.decoding.constrained import Constrain
 from trocr_jax.decoding.logits_processors import (
     EndAtLimit,
     ExponentialDecayLengthPenalty,
@@ -33,14 +34,16 @@ from trocr_jax.generation_config import GenerationConfig
 _LEAST_TOP_K = 64
 
 
-def make_processors(settings: GenerationConfig, vocab_size: int, prompt_length: int) -> tuple[LogitsProcessor, ...]:
-    """The processors that resolved settings ask for behind a prompt; neutral settings give none.
+def make_processors(
+    settings: GenerationConfig, vocab_size: int, prompt_length: int, constraint: Constrain | None = None
+) -> tuple[LogitsProcessor, ...]:
+    """The processors that resolved settings and a constraint ask for behind a prompt; neutral settings give none.
 
     Raises ValueError for a token outside the vocabulary.
     """
     return (
         *_of_contents(settings, vocab_size),
-        *_of_places(settings, vocab_size, prompt_length),
+        *_of_places(settings, vocab_size, prompt_length, constraint),
         *(_warpers(settings, vocab_size) if settings.do_sample else ()),
         *((Renormalize(),) if settings.renormalize_logits else ()),
     )
@@ -62,8 +65,10 @@ def _of_contents(settings: GenerationConfig, vocab_size: int) -> Iterator[Logits
         yield make_sequence_bias({word: -math.inf for word in settings.bad_words_ids if word not in ends}, vocab_size)
 
 
-def _of_places(settings: GenerationConfig, vocab_size: int, prompt_length: int) -> Iterator[LogitsProcessor]:
-    """Those that look at a row's length, and RemoveInvalidValues and SuppressTokens in their midst."""
+def _of_places(
+    settings: GenerationConfig, vocab_size: int, prompt_length: int, constraint: Constrain | None
+) -> Iterator[LogitsProcessor]:
+    """Those that look at a row's length, and the constraint and some others in their midst."""
 
     def mask(name: str, tokens: int | tuple[int, ...]) -> np.ndarray:
         return _token_mask(name, tokens, vocab_size)
@@ -72,6 +77,8 @@ def _of_places(settings: GenerationConfig, vocab_size: int, prompt_length: int) 
     ends = settings.eos_token_ids
     if settings.min_length > 0 and ends:
         yield MinLength(np.int32(settings.min_length), mask("eos_token_id", ends))
+    if constraint is not None:
+        yield constraint  # where the reference has its prefix_allowed_tokens_fn
     if settings.forced_bos_token_id is not None:
         yield ForceTokens(mask("forced_bos_token_id", settings.forced_bos_token_id), np.int32(1))
     if settings.forced_eos_token_id is not None:

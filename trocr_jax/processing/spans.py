@@ -37,7 +37,7 @@ def decode_with_spans(tokenizer: TrOCRTokenizer, token_ids: Iterable[int]) -> tu
     backend = tokenizer.backend
     tokens = _shown_tokens(backend, ids)
     if isinstance(backend.decoder, decoders.ByteLevel):
-        pieces = [b"" if token is None else _spelt(token) for token in tokens]
+        pieces = [b"" if token is None else spelt_bytes(token) for token in tokens]
         if b"".join(pieces).decode("utf-8", "replace") == text:
             return text, _byte_spans(pieces, text)
     return text, _prefix_spans(backend, ids, tokens, text)
@@ -50,7 +50,8 @@ def _shown_tokens(backend: Tokenizer, ids: Sequence[int]) -> list[str | None]:
     return [None if token in special else token for token in tokens]
 
 
-def _spelt(token: str) -> bytes:
+def spelt_bytes(token: str) -> bytes:
+    """What a token of a byte-level tokenizer adds to a text."""
     # As the decoder does: a token with any character outside the alphabet, by an added one, stands for itself.
     if all(character in _BYTES for character in token):
         return bytes(_BYTES[character] for character in token)
