@@ -95,7 +95,7 @@ def _add(nfa: Nfa, items: Any, start: int, flags: int) -> int:
             start = end
         elif operation is _constants.SUBPATTERN:
             _, added, removed, inner = argument
-            start = _add(nfa, inner, start, flags & ~removed | added)
+            start = _add(nfa, inner, start, _compiler._combine_flags(flags, added, removed))
         elif operation in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
             start = _add_repeat(nfa, argument, start, flags)
         elif operation is _constants.FAILURE:
