@@ -180,6 +180,31 @@ def test_overlays_that_cannot_be_saved_lose_no_text(read, images, monkeypatch, t
     assert sorted(path.name for path in folder.iterdir()) == ["a.overlay.png", "b.overlay.png"]
 
 
+def test_texts_obey_the_constraints_asked_for(read, images, ocr, tmp_path):
+    (tmp_path / "words.txt").write_text("RM3.01\nRM8.07\nfish\n12\n", encoding="utf-8")
+    price = str(SAMPLES / "price.png")
+    assert read("--lexicon", str(tmp_path / "words.txt"), price)[:2] == (0, "RM3.01\n")
+    assert read("--lexicon", str(tmp_path / "words.txt"), "--pattern", "[0-9]+", price)[:2] == (0, "12\n")
+    status, out, _ = read("--allow", "fish ", price)
+    assert status == 0
+    assert set(out) <= set("fish \n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pattern", "[0-9"), "pattern '[0-9' is no regular expression"),
+        (("--lexicon", "missing.txt"), "missing.txt"),
+        (("--allow", ""), "characters are ''"),
+        (("--allow", "ab", "--pattern", "c"), "no text satisfies"),
+    ],
+)
+def test_constraints_that_cannot_be_end_with_status_2(read, images, arguments, message):
+    status, out, err = read(*arguments, images[0])
+    assert (status, out) == (2, "")
+    assert message in err
+
+
 def test_a_model_folder_is_used(read, images, ocr, tmp_path):
     ocr.save_pretrained(tmp_path / "model")
     assert read("--model", tmp_path / "model", images[0]) == (0, f"{ocr(images[0]).text}\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 import trocr_jax
 from tests.conftest import SAMPLES
-from trocr_jax import Recognition, TrOCR
+from trocr_jax import AllowedCharacters, Lexicon, Pattern, Recognition, TrOCR
 from trocr_jax.decoding.generate import run
 from trocr_jax.modeling.model import apply
 from trocr_jax.processing.image import ImageError
@@ -179,6 +180,45 @@ def test_images_without_ink_are_skipped_on_demand(ocr, tmp_path, monkeypatch):
     # Nothing to read: the model is not asked.
     monkeypatch.setattr(TrOCR, "generate", None)
     assert ocr([blank, blank], skip_blank=True, reject_below=0.9) == [lines[1], lines[1]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_texts_obey_their_constraints(ocr, num_beams):
+    paths = [str(SAMPLES / name) for name in ("date.png", "number.png", "price.png")]
+    # The price is read right where a pattern or a lexicon leaves the choice between things like it.
+    prices = Pattern(r"RM[0-9]+\.[0-9]{2}") & AllowedCharacters("RM.0123456789")
+    lines = ocr(paths, num_beams=num_beams, constraint=[Pattern(r"Date: [0-9.]{8}"), None, prices])
+    assert [line.text for line in lines] == ["Date: 09.10.93", "No. 139KN", "RM3.01"]
+    lexicon = Lexicon(["No. 139KN", "No. 138KN", "RM3.01", "RM3.07", "Date: 09.10.93 07:53:40"])
+    lines = ocr(iter(paths), num_beams=num_beams, constraint=lexicon, batch_size=2)
+    assert [line.text for line in lines] == [TEXTS[name] for name in ("date.png", "number.png", "price.png")]
+    digits = ocr(paths[0], num_beams=num_beams, constraint=AllowedCharacters("0123456789"), boxes=True)
+    assert digits.text.isdigit()
+    assert digits.finish_reason == "eos"
+    assert len(digits.words) == 1
+
+
+def test_constraints_go_with_their_images_past_broken_ones_and_batches(ocr, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    paths = [str(tmp_path / "broken.png"), *PATHS[:4]]
+    constraints = [Pattern("x"), *(Pattern(letter + "{3}") for letter in "abcd")]
+    lines = ocr(paths, constraint=constraints, batch_size=2)
+    assert [line.text for line in lines] == ["", "aaa", "bbb", "ccc", "ddd"]
+    assert "broken.png" in lines[0].error
+
+
+def test_constraints_are_checked_before_an_image_is_opened(ocr):
+    for constraint, message in (
+        ([Pattern("a")], "1 constraints for 2 images"),
+        ([None, Pattern("a{60}")], "image 1: the shortest text that the constraint allows has"),
+        (Pattern("a") & Pattern("b"), "no text satisfies"),
+        ("abc", "make one with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ocr(["missing.png", "missing.png"], constraint=constraint, max_new_tokens=20, on_error="raise")
+    endless = itertools.repeat(PATHS[3])
+    with pytest.raises(ValueError, match="2 constraints, but more images"):
+        list(ocr.stream(endless, constraint=[Pattern("a")] * 2, batch_size=3))
 
 
 def test_the_fairseq_preset_resizes_as_fairseq_does(ocr):

@@ -203,12 +203,13 @@ def _boxes(options: argparse.Namespace) -> str | None:
     return options.boxes
 
 
-def _constraint(options: argparse.Namespace) -> Constraint | None:
+def _constraint(options: argparse.Namespace) -> dict[str, Constraint]:
+    """The setting, if there is one."""
     from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
 
     makers = ((AllowedCharacters, options.allow), (Pattern, options.pattern), (Lexicon.from_file, options.lexicon))
     asked: list[Constraint] = [make(value) for make, value in makers if value is not None]
-    return functools.reduce(operator.and_, asked) if asked else None
+    return {"constraint": functools.reduce(operator.and_, asked)} if asked else {}
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -228,7 +229,7 @@ def _read(options: argparse.Namespace) -> int:
         names = ("num_beams", "max_new_tokens", "preset", "reject_below")
         settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         settings |= {} if boxes is None else {"boxes": boxes}
-        settings["constraint"] = _constraint(options)
+        settings |= _constraint(options)
         results = ocr.stream(paths, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings)
         to_line = FORMATS["plain" if options.format == "text" and count == 1 else options.format]
         return _print(results, count, to_line, save)

@@ -38,7 +38,7 @@ def test_tables_say_what_the_automaton_says(window, monkeypatch):
     monkeypatch.setattr(constrained, "_MOST_WINDOW", window)
     automaton = join([*map(compiled, CONSTRAINTS), free_automaton(SIZE)])
     tables = jax.device_put(constrained.make_tables(automaton, SIZE))
-    assert (len(tables.rows) > 1) == (window == 2)
+    assert (np.max(tables.row) > 0) == (window == 2)
     states = np.arange(automaton.num_states)
     needed = np.asarray(jax.jit(type(tables).tokens_to_go)(tables, states))
     following = jax.jit(type(tables).next_state)

@@ -29,7 +29,8 @@ from trocr_jax.generation_config import GenerationConfig
 # Below the first, edges cost nothing that a row would not; behind the second, writing them costs more.
 _LEAST_WINDOW, _MOST_WINDOW = 64, 2048
 _FEW_ROWS = 256
-_LEAST_STATES, _LEAST_EDGES = 64, 1024
+# Small automata share one program.
+_LEAST_STATES, _LEAST_EDGES, _LEAST_ROWS = 256, 4096, 8
 
 
 @flax.struct.dataclass
@@ -154,7 +155,7 @@ def make_tables(automaton: TokenAutomaton, vocab_size: int) -> AutomatonTables:
     while window < _MOST_WINDOW and np.sum(counts > window) > _FEW_ROWS:
         window *= 2
     wide = np.flatnonzero(counts > window)
-    rows = np.full((bucket(1 + len(wide)), vocab_size), NEVER, np.int16)
+    rows = np.full((bucket(max(_LEAST_ROWS, 1 + len(wide))), vocab_size), NEVER, np.int16)
     row = np.zeros(automaton.num_states, np.int32)
     for i, state in enumerate(wide, 1):
         edges = slice(automaton.offsets[state], automaton.offsets[state + 1])
