@@ -62,7 +62,7 @@ def main() -> None:
         "pattern .{0,200}": Pattern(".{0,200}"),
         "lexicon of 100,000": Lexicon(entries),
     }
-    model = VisionEncoderDecoderModel(OFFICIAL["microsoft/trocr-base-handwritten"])
+    model = VisionEncoderDecoderModel(OFFICIAL["trocr-base-handwritten"])
     states = np.random.default_rng(0).normal(size=(options.batch, 577, 768)).astype(np.float32)
     automata, times = {}, {name: [] for name in constraints}
     for name, constraint in constraints.items():
