@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from trocr_jax.version import __version__
 
 if TYPE_CHECKING:
+    from trocr_jax.calibration import Calibration
     from trocr_jax.config import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
     from trocr_jax.decoding.generate import GenerationOutput
     from trocr_jax.generation_config import GenerationConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
 _HOMES = {
+    "Calibration": "calibration",
     "DeiTConfig": "config",
     "DeiTModel": "models",
     "GenerationConfig": "generation_config",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "DeiTConfig",
     "DeiTModel",
     "GenerationConfig",
