@@ -11,12 +11,13 @@ LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
     {"version"},
-    {"config", "generation_config", "registry", "compilation_cache"},
+    {"config", "generation_config", "registry", "compilation_cache", "calibration"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing"},
     {"models", "results", "constraints"},
     {"alignment", "overlays"},
     {"recognizer", "training", "evaluation"},
+    {"commands"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -49,17 +49,6 @@ def test_embedded_default_reads_the_same_texts(nano):
         assert best.text == entry["beam4_text"]
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_batch_composition_does_not_change_an_id(nano, num_beams):
-    ocr = TrOCR.from_pretrained(dtype="float32")
-    images = paths(nano)
-    alone = {line.source: line.token_ids for line in ocr(images, batch_size=1, num_beams=num_beams)}
-    for size in (3, 8, 32):
-        order = np.random.default_rng(size).permutation(len(images))
-        lines = ocr([images[i] for i in order], batch_size=size, num_beams=num_beams)
-        assert {line.source: line.token_ids for line in lines} == alone
-
-
 def test_error_rate_on_scanned_lines(shared):
     def distance(a, b):
         row = list(range(len(b) + 1))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from trocr_jax.version import __version__
 
 if TYPE_CHECKING:
+    from trocr_jax.calibration import Calibration
     from trocr_jax.config import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
     from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
     from trocr_jax.decoding.generate import GenerationOutput
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
 _HOMES = {
     "AllowedCharacters": "constraints",
+    "Calibration": "calibration",
     "DeiTConfig": "config",
     "DeiTModel": "models",
     "GenerationConfig": "generation_config",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "AllowedCharacters",
+    "Calibration",
     "DeiTConfig",
     "DeiTModel",
     "GenerationConfig",

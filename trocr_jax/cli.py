@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trocr_jax.version
+from trocr_jax.commands.calibrate import add_calibrate
 
 if TYPE_CHECKING:
     from trocr_jax.constraints import Constraint
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "and \\\\ for tab, newline and backslash; jsonl: one JSON object an image, errors included",
     )
     _add_conversion(commands)
+    add_calibrate(commands)
     return parser
 
 

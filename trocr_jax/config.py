@@ -25,7 +25,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an int of thousands of digits is a ValueError of its own
         raise ValueError(f"{path} is not valid JSON ({error}); download or export it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object was expected")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from trocr_jax.alignment import attention_of_best, locate_characters
+from trocr_jax.calibration import Calibration
 from trocr_jax.checkpoints.folder import Saved, Source
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
@@ -32,7 +33,7 @@ from trocr_jax.processing.image import ImageError, ImageProcessor, as_list, desc
 from trocr_jax.processing.ink import find_ink
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.spans import decode_with_spans
-from trocr_jax.results import Recognition, find_words
+from trocr_jax.results import Recognition, find_words, judge
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
 
@@ -41,15 +42,18 @@ Boxes = Literal[False, True, "word", "char"]
 
 
 class TrOCR(Saved):
-    """A text-line recogniser: a checkpoint's network, processor and generation settings.
+    """A text-line recogniser: a checkpoint's network, processor, generation settings and, if it has one, calibration.
 
     >>> ocr = TrOCR.from_pretrained()                       # the small embedded model
     >>> ocr(["a.png", "b.png"], num_beams=4)                # a Recognition each, in order
     """
 
-    def __init__(self, network: VisionEncoderDecoderModel, processor: TrOCRProcessor) -> None:
+    def __init__(
+        self, network: VisionEncoderDecoderModel, processor: TrOCRProcessor, calibration: Calibration | None = None
+    ) -> None:
         self._network = network
         self.processor = processor
+        self.calibration = calibration  # what maps confidences; None leaves them the model's own
 
     @classmethod
     def from_pretrained(
@@ -65,12 +69,14 @@ class TrOCR(Saved):
         folder = local_folder(EMBEDDED if source is None else source, **hub_options)
         network = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
         network.source = Source.of(EMBEDDED if source is None else source, folder)
-        return cls(network, TrOCRProcessor.from_pretrained(folder))
+        return cls(network, TrOCRProcessor.from_pretrained(folder), Calibration.from_pretrained(folder))
 
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
-        """Writes what the model and the processor write into a folder that exists."""
+        """Writes what the model, the processor and a calibration write into a folder that exists."""
         self._network.write_files(folder, max_shard_size=max_shard_size)
         self.processor.write_files(folder)
+        if self.calibration is not None:
+            self.calibration.write_files(folder)
 
     @property
     def config(self) -> VisionEncoderDecoderConfig:
@@ -261,7 +267,7 @@ class TrOCR(Saved):
         ids = output.sequences[row, start : start + count]
         text, spans = decode_with_spans(self.processor.tokenizer, ids)
         log_probs = tuple(float(p) for p in output.token_log_probs[row, :count])
-        return Recognition(
+        line = Recognition(
             text=text,
             token_ids=tuple(int(i) for i in ids),
             token_log_probs=log_probs,
@@ -270,6 +276,30 @@ class TrOCR(Saved):
             finish_reason="length" if output.is_truncated[row] else "eos",
             source=source,
         )
+        return line if self.calibration is None else line.calibrated(self.calibration)
+
+    def calibrate(
+        self, images: Iterable[Any], texts: Iterable[str], *, batch_size: int | None = None, **options: Any
+    ) -> Calibration:
+        """Fits what maps confidences on images whose texts are known, and sets `calibration` to it.
+
+        Some hundred lines are needed, of the kind that will be read and none of them trained on, read with the options
+        (those of a call that bear on the search) that will be used. See `trocr_jax.calibration`. Raises ImageError for
+        an image that cannot be read and ValueError where texts and images do not pair up.
+        """
+        images, texts = as_list(images), list(texts)
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images have {len(texts)} texts; every image needs the text in it")
+        if others := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"{others[0]!r} is no text; pass what is written in each image as a str")
+        if useless := sorted(options.keys() & {"reject_below", "skip_blank", "boxes", "on_error"}):
+            raise TypeError(f"{useless} bear on no confidence; pass options of the search alone")
+        plain = TrOCR(self._network, self.processor)
+        lines = list(plain.stream(images, batch_size=batch_size, on_error="raise", **options))
+        if broken := [line.error for line in lines if line.error is not None]:
+            raise ValueError(f"nothing to calibrate: {broken[0]}")
+        self.calibration = Calibration.fit(*judge(lines, texts))
+        return self.calibration
 
     def generate(
         self,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
+
+from trocr_jax.calibration import Calibration, Judged
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,8 +26,9 @@ class Word:
     """A word of a text: what stands between spaces.
 
     `start` and `end` are its place in the text, in characters. `confidence` is the product of the probabilities of the
-    tokens that hold any of its characters: the model's probability of these tokens, given the text before them. `box`
-    and `char_boxes`, one for each character, are None unless they were asked for.
+    tokens that hold any of its characters: the model's probability of these tokens, given the text before them. In a
+    calibrated result that is mapped to how often such words are right. `box` and `char_boxes`, one for each character,
+    are None unless they were asked for.
     """
 
     text: str
@@ -66,7 +70,8 @@ class Recognition:
     text and "length" for one that the length limit cut off; with an empty text it is "error" where the image could not
     be read (`error` says why), "blank" where it has no ink, and "rejected" where the confidence was too low (the first
     of `alternatives` is what was read). `source` is the path of the image, None for one given in memory.
-    `alternatives` are further hypotheses, best first, where more than one was asked for.
+    `alternatives` are further hypotheses, best first, where more than one was asked for. `calibrated_confidence` is
+    there if the model has a calibration.
     """
 
     text: str
@@ -78,6 +83,7 @@ class Recognition:
     source: str | None = None
     alternatives: tuple[Recognition, ...] = ()
     words: tuple[Word, ...] = ()
+    calibrated_confidence: float | None = None
 
     @property
     def log_prob(self) -> float:
@@ -91,16 +97,31 @@ class Recognition:
 
     @property
     def confidence(self) -> float | None:
-        """The model's probability of exactly this text and its end; None without tokens.
+        """The probability that exactly this text is right; None without tokens.
 
-        That is the product of the tokens' probabilities, so that a long line has less of it than each of its words.
+        It is the model's own, the product of the tokens' probabilities and the end's, so that a long line has less of
+        it than each of its words; or where `is_calibrated`, that mapped to how often such lines are right.
         """
+        if self.calibrated_confidence is not None:
+            return self.calibrated_confidence
         return math.exp(self.log_prob) if self.token_log_probs else None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `confidence`, and that of the words, went through a calibration."""
+        return self.calibrated_confidence is not None
 
     @property
     def is_truncated(self) -> bool:
         """Whether the length limit came before the end of the text."""
         return self.finish_reason == "length"
+
+    def calibrated(self, calibration: Calibration) -> Recognition:
+        """This result, which is not calibrated and has tokens, with confidences mapped; nothing else changes."""
+        words = tuple(
+            dataclasses.replace(word, confidence=calibration.words(_log(word.confidence))) for word in self.words
+        )
+        return dataclasses.replace(self, words=words, calibrated_confidence=calibration.lines(self.log_prob))
 
     def rejected_below(self, confidence: float) -> Recognition:
         """This result, or where its confidence is lower an empty one that has it as its first alternative."""
@@ -140,6 +161,7 @@ class Recognition:
             "source": self.source,
             "text": self.text,
             "confidence": self.confidence,
+            "is_calibrated": self.is_calibrated,
             "words": [word.to_dict() for word in self.words],
             "token_ids": list(self.token_ids),
             "token_log_probs": list(self.token_log_probs),
@@ -158,7 +180,7 @@ class Recognition:
     def from_dict(cls, content: Mapping[str, Any]) -> Recognition:
         """The result in a JSON object; ValueError for a schema that this version does not know.
 
-        Schema 1 had no words.
+        Schema 1 had no words; in schema 2, boxes and what says that confidences are calibrated may be missing.
         """
         if content.get("schema") not in (1, SCHEMA_VERSION):
             raise ValueError(
@@ -174,6 +196,7 @@ class Recognition:
             source=content["source"],
             alternatives=tuple(cls.from_dict(alternative) for alternative in content.get("alternatives", ())),
             words=tuple(Word.from_dict(word) for word in content.get("words", ())),
+            calibrated_confidence=content["confidence"] if content.get("is_calibrated") else None,
         )
 
 
@@ -203,3 +226,23 @@ def find_words(text: str, spans: Sequence[tuple[int, int]], token_log_probs: Seq
         )
         words.append(Word(match[0], start, end, math.exp(math.fsum(held))))
     return tuple(words)
+
+
+def judge(lines: Sequence[Recognition], texts: Sequence[str]) -> tuple[list[Judged], list[Judged]]:
+    """(each line's confidence and whether it is right, the same of each word), confidences as natural logarithms.
+
+    The lines have tokens and are not calibrated. A line is right if it has the words of its true text, whatever white
+    space stands between them. A word is right if aligning the words of both texts finds it in the true one.
+    """
+    judged_lines, judged_words = [], []
+    for line, text in zip(lines, texts, strict=True):
+        read, true = [word.text for word in line.words], text.split()
+        judged_lines.append((line.log_prob, read == true))
+        blocks = difflib.SequenceMatcher(None, read, true, autojunk=False).get_matching_blocks()
+        right = {i for block in blocks for i in range(block.a, block.a + block.size)}
+        judged_words += [(_log(word.confidence), i in right) for i, word in enumerate(line.words)]
+    return judged_lines, judged_words
+
+
+def _log(confidence: float) -> float:
+    return math.log(confidence) if confidence > 0 else -math.inf

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 import trocr_jax
 from tests.checkpoints.test_store import assert_same
+from tests.test_calibration import CALIBRATION
 from trocr_jax.checkpoints.hub import local_folder, upload_folder
 
 # huggingface_hub sends large files in a way that its HTTP library no longer likes.
@@ -65,16 +66,22 @@ def test_a_folder_arrives_whole_in_one_commit_and_comes_back(hub, folder):
 
 def test_a_model_is_pushed_and_read_back(hub):
     ocr = trocr_jax.TrOCR.from_pretrained()
+    ocr.calibration = CALIBRATION
     address = ocr.push_to_hub("org/nano", token="hf_good")
     assert address == f"{hub.endpoint}/org/nano/commit/{hub.snapshot('org/nano')[0]}"
     image = np.full((40, 200, 3), 255, np.uint8)
     image[8:32, 20:180:12] = 0
     again = trocr_jax.TrOCR.from_pretrained("org/nano")
+    assert again.calibration == CALIBRATION
     assert again(image) == ocr(image)
     commit, files = hub.snapshot("org/nano")
     assert "\n# nano\n" in files["README.md"].decode()
     # What is made of it says where it comes from.
     assert again._network.source == ("org/nano", commit)
+    # Weights pushed without a calibration do not keep that of others.
+    ocr.calibration = None
+    ocr.push_to_hub("org/nano", token="hf_good")
+    assert pushed(hub, "org/nano") == set(files) - {"calibration.json"} < set(files)
 
 
 def pushed(hub, repository):

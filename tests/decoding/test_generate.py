@@ -165,29 +165,6 @@ def test_sequence_score_is_the_penalised_sum():
     np.testing.assert_allclose(found.sequences_scores, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_batch_composition_does_not_change_an_id(num_beams):
-    twin, model, params = reader("learned")
-    pixels = twin.pixels(64, seed=9)
-    options = {"num_beams": num_beams, "max_length": 28}
-
-    def read(order, size):
-        rows = {}
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            found = generate(model, params, SETTINGS, pixel_values=pixels[part], options=options)
-            for row, image in enumerate(part):
-                rows[image] = found.sequences[row, : 1 + found.num_tokens[row]].tolist()
-        return rows
-
-    order = list(range(64))
-    alone = read(order, 1)
-    assert len({len(row) for row in alone.values()}) >= 8
-    for size in (3, 8, 32, 64):
-        random.Random(size).shuffle(order)
-        assert read(order, size) == alone
-
-
 def test_encoder_states_give_what_pixels_give():
     twin, model, params = reader("deit")
     pixels = twin.pixels(3)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trocr_jax import registry
+from trocr_jax.calibration import Calibration
 from trocr_jax.checkpoints import fairseq, names, store
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.fairseq_tokenizer import write_tokenizer
@@ -78,8 +79,8 @@ class Weights:
 class Checkpoint:
     """A checkpoint that has been read and fits its configuration.
 
-    `write_beside` puts preprocessing and tokenizer files into a folder. `ignored` are tensors that were not read, each
-    with the reason; `decisions` say where each field of a fairseq configuration comes from.
+    `write_beside` puts preprocessing, tokenizer files and a calibration into a folder. `ignored` are tensors that were
+    not read, each with the reason; `decisions` say where each field of a fairseq configuration comes from.
     """
 
     path: pathlib.Path
@@ -155,8 +156,11 @@ def _from_folder(weights: Weights) -> Checkpoint:
         )
     config = VisionEncoderDecoderConfig.from_pretrained(folder)
     config, params = store.params_from(weights.tensors, config, path)
+    calibration = Calibration.from_pretrained(folder)
 
     def copy_small_files(target: pathlib.Path) -> None:
+        if calibration is not None:
+            calibration.write_files(target)
         for name in (PREPROCESSOR_NAME, PROCESSOR_NAME, *TOKENIZER_NAMES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from trocr_jax.calibration import CALIBRATION_NAME
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
 from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
@@ -38,7 +39,8 @@ ADAPTER_REASON = (
 # Files of which one is read instead of another, so that all of a group belong together.
 _GROUPS = {"tokenizer": TOKENIZER_NAMES, "preprocessing": (PREPROCESSOR_NAME, PROCESSOR_NAME)}
 _SMALL_FILES = (
-    CONFIG_NAME, _ADAPTER_NAME, GENERATION_CONFIG_NAME, *(name for names in _GROUPS.values() for name in names)
+    CONFIG_NAME, _ADAPTER_NAME, GENERATION_CONFIG_NAME, CALIBRATION_NAME,
+    *(name for names in _GROUPS.values() for name in names),
 )  # fmt: skip
 
 _TOKEN_ADVICE = {
@@ -139,10 +141,13 @@ def upload_folder(
 def stale_files(there: Iterable[str], written: Collection[str]) -> set[str]:
     """Of the files that are there, those that would be read beside or instead of what was written.
 
-    That is, weights in the same format, and tokenizer and preprocessing files where any of those were written.
+    That is, weights in the same format, tokenizer and preprocessing files where any of those were written, and the
+    calibration of other weights.
     """
     groups = {group for name in written if (group := _group(name))}
-    return {name for name in there if _group(name) in groups} - set(written)
+    stale = {name for name in there if _group(name) in groups}
+    has_weights = any(_WEIGHTS.fullmatch(name) for name in written)
+    return (stale | ({CALIBRATION_NAME} & set(there) if has_weights else set())) - set(written)
 
 
 def _group(name: str) -> str | None:
