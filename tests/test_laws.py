@@ -11,7 +11,7 @@ LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
     {"version"},
-    {"config", "generation_config", "registry", "compilation_cache", "calibration"},
+    {"config", "generation_config", "registry", "compilation_cache", "calibration", "sharding"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing"},
     {"models", "results", "constraints"},

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trocr_jax.processing.processor import TrOCRProcessor
     from trocr_jax.recognizer import TrOCR
     from trocr_jax.results import Recognition, Word
+    from trocr_jax.sharding import make_mesh
 
 # Names are imported when they are first used: `trocr-jax --help` must not wait for JAX.
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "VisionEncoderDecoderConfig": "config",
     "VisionEncoderDecoderModel": "models",
     "Word": "results",
+    "make_mesh": "sharding",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "VisionEncoderDecoderModel",
     "Word",
     "__version__",
+    "make_mesh",
 ]
 
 

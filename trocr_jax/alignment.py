@@ -28,6 +28,7 @@ from trocr_jax.decoding.shapes import bucket
 from trocr_jax.modeling.decoder import causal_mask
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.results import Box
+from trocr_jax.sharding import fetch
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -71,7 +72,7 @@ def attention_of_best(
     is_query = np.zeros(padded.shape, bool)
     for row, count in enumerate(num_tokens):
         is_query[row, first : first + count] = True
-    found = jax.device_get(column_attention(params, encoder_hidden_states, padded, is_query, model=model))
+    found = fetch(column_attention(params, encoder_hidden_states, padded, is_query, model=model))
     return [found[row, first : first + count] for row, count in enumerate(num_tokens)]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax import registry
 from trocr_jax.checkpoints import store
@@ -47,6 +48,7 @@ from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.loss import IGNORED_LABEL, cross_entropy, shift_tokens_right
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
 from trocr_jax.modeling.policy import get_policy
+from trocr_jax.sharding import checked_mesh
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -282,8 +284,10 @@ class VisionEncoderDecoderModel(_Model):
         generation_config: GenerationConfig | None = None,
         dtype: str = "float32",
         seed: int = 0,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__(params, dtype, seed)
+        self.mesh = checked_mesh(mesh)
         if config is None:
             if encoder is None or decoder is None:
                 raise ValueError("pass either config= or both encoder= and decoder=")
@@ -317,18 +321,21 @@ class VisionEncoderDecoderModel(_Model):
     @functools.cached_property
     def runtime(self) -> tuple[VisionEncoderDecoder, Params]:
         """The module and tree that inference runs, made from `params` once; see `modeling.model.prepare`."""
-        return prepare(self.params, self.module)
+        return prepare(self.params, self.module, self.mesh)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], *, dtype: str = "float32", **hub_options: Any) -> Self:
-        """The model of a folder or hub id. `hub_options`: see `trocr_jax.TrOCR.from_pretrained`.
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, dtype: str = "float32", mesh: Mesh | None = None, **hub_options: Any
+    ) -> Self:
+        """The model of a folder or hub id. `mesh` and `hub_options`: see `trocr_jax.TrOCR.from_pretrained`.
 
         Raises ValueError for a configuration that is not supported or weights that do not fit it, FileNotFoundError
         or OSError where there is nothing to load.
         """
         folder = local_folder(source, **hub_options)
         config, params = store.load_params(folder, VisionEncoderDecoderConfig.from_pretrained(folder))
-        model = cls(config, params=params, generation_config=GenerationConfig.from_pretrained(folder), dtype=dtype)
+        settings = GenerationConfig.from_pretrained(folder)
+        model = cls(config, params=params, generation_config=settings, dtype=dtype, mesh=mesh)
         store.check_tree(params, model._abstract(), folder)
         model.source = Source.of(source, folder)
         return model

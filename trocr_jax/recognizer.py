@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax.alignment import attention_of_best, locate_characters
 from trocr_jax.calibration import Calibration
@@ -34,6 +35,7 @@ from trocr_jax.processing.ink import find_ink
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.spans import decode_with_spans
 from trocr_jax.results import Recognition, find_words, judge
+from trocr_jax.sharding import DATA, axis_size, shard_batch
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
 
@@ -57,17 +59,23 @@ class TrOCR(Saved):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str] | None = None, *, dtype: str = "auto", **hub_options: Any
+        cls,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        dtype: str = "auto",
+        mesh: Mesh | None = None,
+        **hub_options: Any,
     ) -> TrOCR:
         """The recogniser of a folder or hub id ("org/name"); without one, of the small model inside this package.
 
         `dtype` is "float32" (strict), "bfloat16", "float64" (where x64 is on) or "auto": float32 on CPU, bfloat16
-        elsewhere. `hub_options` are revision, token, cache_dir, local_files_only and force_download. Raises ValueError
-        for a model that is not supported or does not fit its configuration, FileNotFoundError or OSError where there
-        is nothing to load. A folder without tokenizer files loads; only text then fails.
+        elsewhere. Batches are divided over all local devices, or over a `mesh` (see `trocr_jax.make_mesh`), which may
+        divide the weights as well. `hub_options` are revision, token, cache_dir, local_files_only and force_download.
+        Raises ValueError for a model that is not supported or does not fit its configuration, FileNotFoundError or
+        OSError where there is nothing to load. A folder without tokenizer files loads; only text then fails.
         """
         folder = local_folder(EMBEDDED if source is None else source, **hub_options)
-        network = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype)
+        network = VisionEncoderDecoderModel.from_pretrained(folder, dtype=dtype, mesh=mesh)
         network.source = Source.of(EMBEDDED if source is None else source, folder)
         return cls(network, TrOCRProcessor.from_pretrained(folder), Calibration.from_pretrained(folder))
 
@@ -160,7 +168,7 @@ class TrOCR(Saved):
         """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call."""
         if on_error not in ("return", "raise"):
             raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
-        size = default_batch_size() if batch_size is None else batch_size
+        size = default_batch_size() * self._num_parts if batch_size is None else batch_size
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
         if boxes not in (False, True, "word", "char"):
@@ -228,7 +236,7 @@ class TrOCR(Saved):
         options: Mapping[str, Any],
     ) -> list[Recognition]:
         """One result an image, the best with boxes; the search and the boxes share the encoder's states."""
-        fill = [pixels[0]] * (bucket(len(pixels)) - len(pixels))
+        fill = [pixels[0]] * (bucket(len(pixels), self._num_parts) - len(pixels))
         states = self.encode(np.stack([*pixels, *fill]))
         output = self.generate(encoder_hidden_states=states[: len(pixels)], **options)
         lines = self._recognitions(output, sources)
@@ -360,7 +368,7 @@ class TrOCR(Saved):
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""
         model, params = self._network.runtime
-        images = check_images(model, pixel_values)
+        images = shard_batch(check_images(model, pixel_values), self._network.mesh)
         return encode(params["encoder"], images, module=Encoder(model.config.encoder, model.policy)).last_hidden_state
 
     def logits(self, pixel_values: Any, decoder_input_ids: Any) -> jax.Array:
@@ -374,19 +382,24 @@ class TrOCR(Saved):
                 f"T from 1 to {positions}"
             )
         check_ids("decoder_input_ids", ids, self.config.decoder.vocab_size)
-        return _logits(params, images, ids, model=model)
+        return _logits(params, *shard_batch((images, ids), self._network.mesh), model=model)
+
+    @property
+    def _num_parts(self) -> int:
+        """How many parts a batch is divided into."""
+        return axis_size(self._network.mesh, DATA)
 
     def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
         encoder = self.config.encoder
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
-        for size in sorted({bucket(size) for size in sizes}):
+        for size in sorted({bucket(size, self._num_parts) for size in sizes}):
             shape = (size, encoder.num_channels, *encoder.image_shape)
             self.generate(np.zeros(shape, np.float32), **options)
 
 
 def default_batch_size() -> int:
-    """Images a batch where none is asked for: 8 on CPU, 64 on GPU and TPU."""
+    """Images a batch and device where no batch size is asked for: 8 on CPU, 64 on GPU and TPU."""
     return 8 if jax.default_backend() == "cpu" else 64
 
 

@@ -21,6 +21,7 @@ from jax import lax
 from trocr_jax.decoding import beam, greedy
 from trocr_jax.decoding.constrained import make_constrain
 from trocr_jax.decoding.logits_processors import LogitsProcessor
+from trocr_jax.decoding.parallel import over_data, place_batch
 from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.sampling import Randomness
 from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchOptions
@@ -28,6 +29,7 @@ from trocr_jax.decoding.shapes import bucket, length_bucket
 from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
+from trocr_jax.sharding import DATA, axis_size, fetch, mesh_of
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -99,7 +101,8 @@ def generate(
     settings = settings.resolve(
         options or {}, prompt_length=prompt.shape[1], max_positions=model.config.decoder.max_position_embeddings
     )
-    rows = bucket(batch)
+    mesh = mesh_of(params)
+    rows = bucket(batch, axis_size(mesh, DATA))
     is_pixels = pixel_values is not None
     inputs = Inputs(
         pixel_values=_pad_rows(images, rows) if is_pixels else None,
@@ -111,19 +114,21 @@ def generate(
     randomness = None if key is None else Randomness(key, numbers)
     constrain = make_constrain(constraints, _pad_rows(prompt, rows), batch, vocab_size, settings)
     processors = make_processors(settings, vocab_size, prompt.shape[1], constrain)
+    search_options = make_search_options(settings, processors, randomness, is_image=np.arange(rows) < batch)
     found = run(
         params,
-        inputs,
-        _search_options(settings, processors, randomness, is_image=np.arange(rows) < batch),
+        *place_batch(inputs, search_options, mesh),
         model=model,
         num_beams=int(settings.num_beams),
         num_samples=int(settings.num_return_sequences) if settings.num_beams == 1 else 1,
         length=min(length_bucket(settings.max_length or 0), model.config.decoder.max_position_embeddings + 1),
+        mesh=mesh,
     )
     return _output(found, batch, prompt.shape[1], settings)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_beams", "num_samples", "length"))
+@functools.partial(jax.jit, static_argnames=("model", "num_beams", "num_samples", "length", "mesh"))
+@over_data
 def run(
     params: Params,
     inputs: Inputs,
@@ -162,12 +167,13 @@ def run(
     )
 
 
-def _search_options(
+def make_search_options(
     settings: GenerationConfig,
     processors: tuple[LogitsProcessor, ...],
     randomness: Randomness | None,
     is_image: np.ndarray,
 ) -> SearchOptions:
+    """Resolved settings as the search takes them."""
     fill = settings.fill_token_id
     if settings.num_beams > 1:
         # The reference's beam search fills up with `pad or eos[0]`, so that a pad of 0 becomes the end token, and
@@ -192,8 +198,8 @@ def _output(found: Hypotheses, batch: int, prompt_length: int, settings: Generat
     width = found.scores.shape[1]
     length = int(found.length)
     # Cut on the device: these are the whole vocabulary of every step.
-    record = jax.device_get(jax.tree.map(lambda leaf: leaf[: batch * width, prompt_length:length], found.record))
-    found = jax.device_get(found.replace(record=None))  # type: ignore[attr-defined]
+    record = fetch(jax.tree.map(lambda leaf: leaf[: batch * width, prompt_length:length], found.record))
+    found = fetch(found.replace(record=None))  # type: ignore[attr-defined]
 
     def rows(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)[:batch, :returned]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 
-def bucket(size: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... not below `size`: few programs, and less than half more rows."""
+def bucket(size: int, parts: int = 1) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... not below `size`: few programs, and less than half more rows.
+
+    With `parts`, that many times such a number.
+    """
+    if parts > 1:
+        return parts * bucket(-(-size // parts))
     power = 1 << max(0, (size - 1).bit_length())
     return 3 * power // 4 if size > 2 and size <= 3 * power // 4 else power
 

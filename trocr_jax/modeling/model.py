@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
@@ -21,6 +22,7 @@ from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.layers import Array, Dense
 from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
+from trocr_jax.sharding import MODEL, axis_size, shard_params
 
 Params = Mapping[str, Any]
 
@@ -122,25 +124,42 @@ def abstract_params(model: VisionEncoderDecoder) -> Params:
     return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 
-def prepare(params: Params, model: VisionEncoderDecoder) -> tuple[VisionEncoderDecoder, Params]:
-    """The model and tree to run: the canonical parameters as this backend computes fastest with them.
+def prepare(
+    params: Params, model: VisionEncoderDecoder, mesh: Mesh | None = None, *, platform: str | None = None
+) -> tuple[VisionEncoderDecoder, Params]:
+    """The model and tree to run: the canonical parameters as a platform (default: JAX's) computes fastest with them.
 
     Queries, keys and values lie in one kernel, kernels in the layout of `Policy`, matrices in the operand dtype and
     all else in the result dtype; a tied head is the embedding table itself, not a copy where their dtypes agree.
-    On CPU the tree may share memory with numpy arrays given: do not write into those afterwards.
+    On CPU the tree may share memory with numpy arrays given: do not write into those afterwards. On a mesh the tree
+    lies as `trocr_jax.sharding` has it; where devices share the weights, it keeps the canonical names and layout.
     """
-    policy = prepared(model.policy)
+    if axis_size(mesh, MODEL) > 1:
+        return model, _shared(params, model.policy, mesh)
+    policy = prepared(model.policy, platform if mesh is None else mesh.devices.flat[0].platform)
     # Arrays on the host are rearranged there: hundreds of small programs would have to be compiled first.
     is_on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     layout = _Layout(policy, np if is_on_host else jnp)
     tree: dict[str, Any] = {"encoder": layout.encoder(params["encoder"]), "decoder": layout.decoder(params["decoder"])}
     if "enc_to_dec_proj" in params:
         tree["enc_to_dec_proj"] = layout.dense(params["enc_to_dec_proj"], policy.encoder_layout)
-    tree = jax.device_put(tree) if is_on_host else tree
+    if mesh is not None:
+        tree = shard_params(tree, mesh)
+    elif is_on_host:
+        tree = jax.device_put(tree)
     if "output_projection" not in params["decoder"]:
         embedding = tree["decoder"]["embed_tokens"]["embedding"]  # astype copies nothing where the dtypes agree
         tree["decoder"]["output_projection"] = {"kernel": embedding.astype(policy.operand)}
     return model.clone(policy=policy), tree
+
+
+def _shared(params: Params, policy: Policy, mesh: Any) -> Params:
+    # Joined kernels would have to be divided within each of their parts.
+    def cast(path: tuple[Any, ...], leaf: Any) -> Any:
+        dtype = policy.operand if path[-1].key == "kernel" else policy.result
+        return leaf.astype(jnp.dtype(dtype), copy=False)
+
+    return shard_params(jax.tree_util.tree_map_with_path(cast, params), mesh)
 
 
 class _Layout:
