@@ -59,3 +59,14 @@ def test_bring_your_own_checkpoint(downloads, capsys):
     model = transformers.VisionEncoderDecoderModel.from_pretrained("for-pytorch")
     assert model.config.decoder.d_model == 32
     assert (downloads / "small-printed" / "flax_model.safetensors").is_file()
+
+
+def test_the_python_in_it_runs(monkeypatch, capsys):
+    monkeypatch.chdir(README.parent)
+    names: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(block, names)
+    assert capsys.readouterr().out.startswith("Date: 09.10.93 07:53:40 ")
+    assert [line.text for line in names["lines"]] == ["RM3.01", "Date: 09.10.93 07:53:40"]
