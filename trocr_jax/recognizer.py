@@ -140,9 +140,13 @@ class TrOCR(Saved):
         skip_blank: bool = False,
         boxes: Boxes = False,
         key: Any = None,
+        image_numbers: Iterable[int] | None = None,
         **options: Any,
     ) -> Iterator[Recognition]:
-        """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call."""
+        """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call.
+
+        `image_numbers`, one an image, are their places among all images where these are a part of them.
+        """
         if on_error not in ("return", "raise"):
             raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
         size = default_batch_size() if batch_size is None else batch_size
@@ -156,26 +160,27 @@ class TrOCR(Saved):
         _ = self.processor.tokenizer
         positions = self.config.decoder.max_position_embeddings
         checked_key(key, self.generation_config.resolve(options, prompt_length=1, max_positions=positions))
-        batches = _batches([images] if is_single(images) else images, size)
+        images = [images] if is_single(images) else images
+        numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         options["key"] = key
         found = itertools.chain.from_iterable(
-            self._read(batch, i * size, on_error, skip_blank, boxes, options) for i, batch in enumerate(batches)
+            self._read(batch, on_error, skip_blank, boxes, options) for batch in _batches(numbered, size)
         )
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
 
     def _read(
         self,
-        images: Sequence[Any],
-        first: int,
+        numbered: Sequence[tuple[int, Any]],
         on_error: OnError,
         skip_blank: bool,
         boxes: Boxes,
         options: Mapping[str, Any],
     ) -> list[Recognition]:
-        """One result an image, in order, the first numbered `first`; the model sees those that can be read."""
+        """One result for each (number, image), in order; the model sees those that can be read."""
         unread: dict[int, Recognition] = {}
         pixels, inks = [], []
         image_processor = self._image_processor(options.get("preset"))
+        images = [image for _, image in numbered]
         for i, image in enumerate(images):
             try:
                 rgb = load_rgb(image)
@@ -193,7 +198,7 @@ class TrOCR(Saved):
             return list(unread.values())
         opened = [i for i in range(len(images)) if i not in unread]
         sources = [_source(images[i]) for i in opened]
-        options = {**options, "image_numbers": [first + i for i in opened]}
+        options = {**options, "image_numbers": [numbered[i][0] for i in opened]}
         if boxes:
             read = iter(self._read_with_boxes(pixels, inks, sources, boxes == "char", options))
         else:
