@@ -11,11 +11,11 @@ LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
     {"version"},
-    {"config", "generation_config", "registry", "compilation_cache", "sources"},
+    {"config", "generation_config", "registry", "compilation_cache", "sources", "engine"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing"},
     {"models", "results"},
-    {"alignment", "overlays", "journal", "printing"},
+    {"alignment", "overlays", "journal", "printing", "opening"},
     {"recognizer", "training", "evaluation"},
     {"cli"},
     {"__main__", "__init__"},

@@ -222,7 +222,7 @@ def _read(options: argparse.Namespace) -> int:
         numbered = share(paths, options.shard or (0, 1))
         results, count = _results(options, numbered if count is None else list(numbered))
         return report(results, count, printer(FORMATS["plain" if is_alone else options.format]), _overlays(options))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         print(f"trocr-jax: {error}", file=sys.stderr)
