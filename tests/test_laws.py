@@ -11,11 +11,11 @@ LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
     {"version"},
-    {"config", "generation_config", "registry", "compilation_cache", "calibration", "sharding"},
+    {"config", "generation_config", "registry", "compilation_cache", "calibration", "sharding", "sources", "engine"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing"},
     {"models", "results", "constraints"},
-    {"alignment", "overlays"},
+    {"alignment", "overlays", "journal", "printing", "opening"},
     {"recognizer", "training", "evaluation"},
     {"commands"},
     {"cli"},

@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import argparse
 import functools
-import glob
+import itertools
 import json
 import operator
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
+from trocr_jax.printing import FORMATS, printer, report
+from trocr_jax.sources import Shard, find_images, share
 
 if TYPE_CHECKING:
     from trocr_jax.constraints import Constraint
     from trocr_jax.results import Recognition
-
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
 
 EXAMPLES = """\
 examples:
   trocr-jax read line.png                          print the text of one image
   trocr-jax read scans/ --format tsv > texts.tsv   every image below a folder
   ls *.png | trocr-jax read - --format jsonl       a list of paths on stdin
+  trocr-jax read scans/ --output results.jsonl --resume
+                                                   start or go on with a long run
   trocr-jax read scans/ --save-overlay seen/       and pictures with boxes around the words
   trocr-jax read --model microsoft/trocr-base-printed --num-beams 4 line.png
 """
@@ -113,14 +94,33 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
     read.add_argument(
         "--format",
-        default="text",
         choices=("text", "tsv", "jsonl"),
-        help="text: the text, behind its path where there are several images; tsv: path, tab, text, with \\t, \\n "
-        "and \\\\ for tab, newline and backslash; jsonl: one JSON object an image, errors included",
+        help="text (the default): the text, behind its path where there are several images; tsv: path, tab, text, with "
+        "\\t, \\n and \\\\ for tab, newline and backslash; jsonl: one JSON object an image, errors included",
     )
+    _add_output(read)
     _add_conversion(commands)
     add_calibrate(commands)
     return parser
+
+
+def _add_output(read: argparse.ArgumentParser) -> None:
+    read.add_argument(
+        "--output", metavar="FILE", help="add the results, as jsonl, to this file instead of printing them"
+    )
+    read.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an --output file that is there: images that it has a line of, errors included, are not read "
+        "again, and a last line that a crash cut off is",
+    )
+    read.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="read every N-th image from the I-th on, 0 being the first; an --output of r.jsonl then is "
+        "r-0000I-of-0000N.jsonl",
+    )
 
 
 def _add_conversion(commands: Any) -> None:
@@ -176,6 +176,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _shard(text: str) -> Shard:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a process's index from 0 to N - 1 and their number N")
+    return int(index), int(count)
+
+
 def _setting(text: str) -> tuple[str, Any]:
     name, is_given, value = text.partition("=")
     if not name or not is_given:
@@ -196,13 +203,19 @@ def _probability(text: str) -> float:
     return number
 
 
-def _boxes(options: argparse.Namespace) -> str | None:
-    """What to draw boxes around, "word" or "char"; ValueError for boxes that nobody would see."""
+def _check_output(options: argparse.Namespace) -> None:
+    """Completes what depends on other options; ValueError for what would not be seen or would not be whole."""
+    if options.resume and options.output is None:
+        raise ValueError("--resume goes with --output FILE, the file to go on with")
+    if options.output is not None and options.format not in (None, "jsonl"):
+        raise ValueError(f"an --output file is jsonl, but --format is {options.format}")
+    if options.save_overlay is not None and (options.resume or options.shard):
+        raise ValueError("--save-overlay draws all images of a run: leave out --resume and --shard")
+    options.format = options.format or ("text" if options.output is None else "jsonl")
     if options.save_overlay is not None:
-        return options.boxes or "word"
-    if options.boxes and options.format != "jsonl":
+        options.boxes = options.boxes or "word"
+    elif options.boxes and options.format != "jsonl":
         raise ValueError("boxes are printed with --format jsonl, or drawn with --save-overlay DIR")
-    return options.boxes
 
 
 def _constraint(options: argparse.Namespace) -> dict[str, Constraint]:
@@ -219,27 +232,62 @@ def _read(options: argparse.Namespace) -> int:
         paths, count = find_images(options.paths)
         if count == 0:
             raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
-        boxes = _boxes(options)
-        # Imported only now, so that --help and mistakes in the paths answer at once.
-        from trocr_jax.compilation_cache import enable_compilation_cache
-        from trocr_jax.overlays import Overlays
-        from trocr_jax.recognizer import TrOCR
-
-        save = None if options.save_overlay is None else Overlays(options.save_overlay).save
-        enable_compilation_cache()
-        ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
-        names = ("num_beams", "max_new_tokens", "preset", "reject_below")
-        settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-        settings |= {} if boxes is None else {"boxes": boxes}
-        settings |= _constraint(options)
-        results = ocr.stream(paths, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings)
-        to_line = FORMATS["plain" if options.format == "text" and count == 1 else options.format]
-        return _print(results, count, to_line, save)
-    except (ValueError, OSError) as error:
+        _check_output(options)
+        if options.output is not None:
+            return _read_to_file(options, paths, count)
+        is_alone = options.format == "text" and count == 1
+        numbered = share(paths, options.shard or (0, 1))
+        results, count = _results(options, numbered if count is None else list(numbered))
+        return report(results, count, printer(FORMATS["plain" if is_alone else options.format]), _overlays(options))
+    except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
+
+
+def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int | None) -> int:
+    from trocr_jax.journal import open_journal
+
+    with open_journal(options.output, paths, options.shard, resume=options.resume) as journal:
+        numbered = journal.pending(share(paths, options.shard or (0, 1)))
+        results, count = _results(options, numbered if count is None else list(numbered))
+        status = report(results, count, journal.write, _overlays(options))
+        for note in journal.notes():
+            print(f"trocr-jax: {note}", file=sys.stderr)
+        return 1 if journal.num_errors else status
+
+
+def _results(
+    options: argparse.Namespace, numbered: Iterable[tuple[int, str]]
+) -> tuple[Iterable[Recognition], int | None]:
+    """(what is read in images, each given behind its place in the whole input; how many images, None if not known)."""
+    count = len(numbered) if isinstance(numbered, list) else None
+    if count == 0:
+        return [], count  # no need for a model
+    # Imported only now, so that --help and mistakes in the paths answer at once.
+    from trocr_jax.compilation_cache import enable_compilation_cache
+    from trocr_jax.recognizer import TrOCR
+
+    enable_compilation_cache()
+    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+    names = ("num_beams", "max_new_tokens", "preset", "reject_below", "boxes")
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings |= _constraint(options)
+    first, second = itertools.tee(numbered)
+    images: Iterable[str] = (path for _, path in first)
+    if options.resume or options.shard:
+        settings["image_numbers"] = (number for number, _ in second)
+    images = images if count is None else list(images)
+    return ocr.stream(images, batch_size=options.batch_size, skip_blank=options.skip_blank, **settings), count
+
+
+def _overlays(options: argparse.Namespace) -> Callable[[Recognition], None] | None:
+    if options.save_overlay is None:
+        return None
+    from trocr_jax.overlays import Overlays
+
+    return Overlays(options.save_overlay).save
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -278,75 +326,3 @@ def _inspect(options: argparse.Namespace) -> int:
         return 2
     print(found)
     return 0 if found.problem is None else 1
-
-
-def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:
-    """(paths of images, how many). A path that is not there is kept, to be reported in its place.
-
-    The number is None where paths come from stdin: those are taken one by one, as they arrive.
-    """
-    arguments = list(arguments)
-    if "-" in arguments:
-        return _from_stdin(arguments), None
-    paths = [path for argument in arguments for path in _expand(argument)]
-    return paths, len(paths)
-
-
-def _from_stdin(arguments: Iterable[str]) -> Iterator[str]:
-    for argument in arguments:
-        lines = (line.rstrip("\r\n") for line in sys.stdin) if argument == "-" else (argument,)
-        for line in lines:
-            if line:
-                yield from _expand(line)
-
-
-def _expand(argument: str) -> list[str]:
-    # os.path answers False where pathlib raises, as for a name that is too long: that image is reported like any other.
-    if os.path.isdir(argument):
-        found = pathlib.Path(argument).rglob("*")
-        return sorted(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not os.path.exists(argument) and glob.has_magic(argument):
-        return sorted(found for found in glob.glob(argument, recursive=True) if os.path.isfile(found))
-    return [argument]
-
-
-def _escape(field: str) -> str:
-    return field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-
-
-FORMATS: dict[str, Callable[[Recognition], str | None]] = {
-    "plain": lambda result: None if result.error else result.text,
-    "text": lambda result: None if result.error else f"{result.source}: {result.text}",
-    "tsv": lambda result: None if result.error else f"{_escape(result.source or '')}\t{_escape(result.text)}",
-    "jsonl": lambda result: json.dumps(result.to_dict(), ensure_ascii=False),
-}
-
-
-def _print(
-    results: Iterable[Recognition],
-    count: int | None,
-    to_line: Callable[[Recognition], str | None],
-    save: Callable[[Recognition], None] | None,
-) -> int:
-    from tqdm import tqdm
-
-    status = 0
-    # A bar only where somebody watches, and not for one image.
-    progress = tqdm(total=count, unit="line", file=sys.stderr, disable=count == 1 or not sys.stderr.isatty())
-    with progress:
-        for result in results:
-            if result.error is not None:
-                status = 1
-                tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
-            line = to_line(result)
-            if line is not None:
-                tqdm.write(line, file=sys.stdout)
-                sys.stdout.flush()
-            try:
-                if save is not None:
-                    save(result)
-            except (ValueError, OSError) as error:
-                status = 1
-                tqdm.write(f"trocr-jax: {result.source} cannot be drawn: {error}", file=sys.stderr)
-            progress.update()
-    return status

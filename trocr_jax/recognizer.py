@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,16 +21,16 @@ from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.constraints.constraint import Constraints, compile_constraint, constraints_of
 from trocr_jax.decoding.constrained import check_length
-from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
+from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key, launch
 from trocr_jax.decoding.token_automaton import TokenAutomaton
+from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
 from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.models import VisionEncoderDecoderModel, encode
-from trocr_jax.processing.blank import is_blank
-from trocr_jax.processing.image import ImageError, ImageProcessor, as_list, describe, is_single, load_rgb
-from trocr_jax.processing.ink import find_ink
+from trocr_jax.opening import OpenedImage, take_image, to_device
+from trocr_jax.processing.image import ImageProcessor, as_list, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.spans import decode_with_spans
 from trocr_jax.results import Recognition, find_words, judge
@@ -163,9 +162,16 @@ class TrOCR(Saved):
         boxes: Boxes = False,
         constraint: Constraints = None,
         key: Any = None,
+        image_numbers: Iterable[int] | None = None,
+        read_ahead: int | None = None,
         **options: Any,
     ) -> Iterator[Recognition]:
-        """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call."""
+        """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call.
+
+        `image_numbers`, one an image, are their places among all images where these are a part of them. `read_ahead` is
+        how many batches are taken and opened beyond the one being waited for, so that the device never waits: 2 for a
+        list; 0 for an iterator, whose next image may be long in coming, unless it is asked for.
+        """
         if on_error not in ("return", "raise"):
             raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
         size = default_batch_size() * self._num_parts if batch_size is None else batch_size
@@ -181,72 +187,94 @@ class TrOCR(Saved):
         settings = self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
-        self._check_constraints(constraint, images, settings)
-        batches = _batches(images, size)
+        self._check_constraints(constraint, images if image_numbers is None else None, settings)
+        if read_ahead is None:
+            read_ahead = 2 if isinstance(images, Sequence | np.ndarray) else 0
+        elif not isinstance(read_ahead, int) or read_ahead < 0:
+            raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
+        numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         options |= {"key": key, "constraint": constraint}
-        found = itertools.chain.from_iterable(
-            self._read(batch, i * size, on_error, skip_blank, boxes, options) for i, batch in enumerate(batches)
+        image_processor = self._image_processor(options.get("preset"))
+        engine: Engine[tuple[int, Any], OpenedImage, Recognition] = Engine(
+            lambda item: take_image(item[0], item[1], image_processor, skip_blank=skip_blank, with_ink=bool(boxes)),
+            lambda opened: self._launch(opened, image_processor, on_error, boxes, options),
+            batch_size=size,
+            read_ahead=read_ahead,
         )
+        found = engine.run(numbered)
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
 
-    def _read(
+    def _launch(
         self,
-        images: Sequence[Any],
-        first: int,
+        images: Sequence[OpenedImage],
+        image_processor: ImageProcessor,
         on_error: OnError,
-        skip_blank: bool,
         boxes: Boxes,
         options: Mapping[str, Any],
-    ) -> list[Recognition]:
-        """One result an image, in order, the first numbered `first`; the model sees those that can be read."""
-        unread: dict[int, Recognition] = {}
-        pixels, inks = [], []
-        image_processor = self._image_processor(options.get("preset"))
-        for i, image in enumerate(images):
-            try:
-                rgb = load_rgb(image)
-                if skip_blank and is_blank(rgb):
-                    unread[i] = Recognition("", finish_reason="blank", source=_source(image))
-                else:
-                    pixels.append(image_processor.pixels(rgb))
-                    if boxes:
-                        inks.append(find_ink(rgb))
-            except ImageError as error:
-                if on_error == "raise":
-                    raise
-                unread[i] = Recognition("", finish_reason="error", error=str(error), source=_source(image))
-        if not pixels:
-            return list(unread.values())
-        opened = [i for i in range(len(images)) if i not in unread]
-        sources = [_source(images[i]) for i in opened]
-        numbers = [first + i for i in opened]
-        options = {**options, "image_numbers": numbers, "constraint": constraints_of(options["constraint"], numbers)}
-        if boxes:
-            read = iter(self._read_with_boxes(pixels, inks, sources, boxes == "char", options))
-        else:
-            read = iter(self._recognitions(self.generate(np.stack(pixels), **options), sources))
-        return [unread[i] if i in unread else next(read) for i in range(len(images))]
+    ) -> Callable[[], list[Recognition]]:
+        """Starts the device on those that can be read -> what waits for one result an image, in order."""
+        opened = [image for image in images if image.levels is not None]
+        wait = self._start(opened, image_processor, boxes, options) if opened else list
 
-    def _read_with_boxes(
+        def results() -> list[Recognition]:
+            if on_error == "raise":
+                for error in (image.error for image in images if image.error is not None):
+                    raise error
+            read = iter(wait())
+            return [next(read) if image.unread is None else image.unread for image in images]
+
+        return results
+
+    def _start(
+        self, images: Sequence[OpenedImage], image_processor: ImageProcessor, boxes: Boxes, options: Mapping[str, Any]
+    ) -> Callable[[], list[Recognition]]:
+        """As `_launch`; with boxes, the search and they share the encoder's states."""
+        model, params = self._network.runtime
+        pixels = to_device(
+            [image.levels for image in images if image.levels is not None],
+            bucket(len(images), self._num_parts),
+            image_processor,
+        )
+        states = self.encode(pixels) if boxes else None
+        numbers = [image.number for image in images]
+        inputs = {"pixel_values": pixels} if states is None else {"encoder_hidden_states": states}
+        others = {name: value for name, value in options.items() if name not in ("key", "constraint")}
+        wait = launch(
+            model,
+            params,
+            self.generation_config,
+            **inputs,
+            key=options["key"],
+            image_numbers=numbers,
+            constraints=self._compiled(constraints_of(options["constraint"], numbers), options.get("eos_token_id")),
+            num_images=len(images),
+            options=others,
+        )
+
+        def results() -> list[Recognition]:
+            output = wait()
+            lines = self._recognitions(output, [image.source for image in images])
+            return lines if states is None else self._with_boxes(lines, images, states, output, boxes == "char")
+
+        return results
+
+    def _with_boxes(
         self,
-        pixels: Sequence[np.ndarray],
-        inks: Sequence[np.ndarray],
-        sources: Sequence[str | None],
+        lines: list[Recognition],
+        images: Sequence[OpenedImage],
+        states: jax.Array,
+        output: GenerationOutput,
         of_characters: bool,
-        options: Mapping[str, Any],
     ) -> list[Recognition]:
-        """One result an image, the best with boxes; the search and the boxes share the encoder's states."""
-        fill = [pixels[0]] * (bucket(len(pixels), self._num_parts) - len(pixels))
-        states = self.encode(np.stack([*pixels, *fill]))
-        output = self.generate(encoder_hidden_states=states[: len(pixels)], **options)
-        lines = self._recognitions(output, sources)
+        """The results with boxes for the best text of each image."""
         attentions = attention_of_best(*self._network.runtime, states, output, len(lines))
         patch_width = self.config.encoder.patch_shape[1]
-        for i, (attention, ink) in enumerate(zip(attentions, inks, strict=True)):
+        for i, (attention, image) in enumerate(zip(attentions, images, strict=True)):
+            assert image.ink is not None
             middles = (np.arange(attention.shape[1]) + 0.5) * patch_width
-            places = self.processor.image_processor.to_original(middles, ink.shape[1])
+            places = self.processor.image_processor.to_original(middles, image.ink.shape[1])
             text, spans = decode_with_spans(self.processor.tokenizer, lines[i].token_ids)
-            boxes = locate_characters(text, spans, attention, places, ink)
+            boxes = locate_characters(text, spans, attention, places, image.ink)
             lines[i] = lines[i].with_boxes(boxes, of_characters=of_characters)
         return lines
 
@@ -394,8 +422,8 @@ class TrOCR(Saved):
         encoder = self.config.encoder
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
         for size in sorted({bucket(size, self._num_parts) for size in sizes}):
-            shape = (size, encoder.num_channels, *encoder.image_shape)
-            self.generate(np.zeros(shape, np.float32), **options)
+            levels = [np.zeros((*encoder.image_shape, 3), np.uint8)] * size
+            self.generate(to_device(levels, size, self._image_processor(options.get("preset"))), **options)
 
 
 def default_batch_size() -> int:
@@ -408,13 +436,3 @@ def _logits(
     params: Mapping[str, Any], pixel_values: jax.Array, ids: jax.Array, *, model: VisionEncoderDecoder
 ) -> jax.Array:
     return apply(model, params, pixel_values, ids)
-
-
-def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(images)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _source(image: Any) -> str | None:
-    return describe(image) if isinstance(image, str | os.PathLike) else None

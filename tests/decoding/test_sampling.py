@@ -223,6 +223,9 @@ def test_a_recognisers_samples_do_not_depend_on_its_batches(tmp_path):
     texts = [line.text for line in ocr(images, batch_size=1, **options)]
     for size in (2, 4):
         assert [line.text for line in ocr(images, batch_size=size, **options)] == texts
+    # Nor on whether other images are read in another process.
+    found = ocr.stream(images[2:], batch_size=1, image_numbers=range(2, 4), **options)
+    assert [line.text for line in found] == texts[2:]
     assert [line.text for line in ocr(images, **{**options, "key": 6})] != texts
     with pytest.raises(ValueError, match="do_sample=True"):
         ocr(images, key=5)

@@ -9,7 +9,7 @@ B images, R sequences returned for each, P prompt tokens, L cache length, S enco
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -66,6 +66,13 @@ class Inputs:
 
 
 def generate(
+    model: VisionEncoderDecoder, params: Params, settings: GenerationConfig, **inputs: Any
+) -> GenerationOutput:
+    """What `launch` finds, waited for; arguments and errors are the same."""
+    return launch(model, params, settings, **inputs)()
+
+
+def launch(
     model: VisionEncoderDecoder,
     params: Params,
     settings: GenerationConfig,
@@ -77,9 +84,12 @@ def generate(
     key: Any = None,
     image_numbers: Any = None,
     constraints: TokenAutomaton | Sequence[TokenAutomaton | None] | None = None,
+    num_images: int | None = None,
     options: Mapping[str, Any] | None = None,
-) -> GenerationOutput:
-    """Texts for a batch, found by the model and (prepared or canonical) parameters given.
+) -> Callable[[], GenerationOutput]:
+    """Starts the device on a batch -> a function that waits for its texts, which the model finds with these parameters.
+
+    Parameters are prepared or canonical.
 
     pixel_values [B, 3, height, width], or encoder_hidden_states [B, S, E] as `encode` gives them with an optional
     encoder_attention_mask [B, S]; decoder_input_ids [B, P] are a prompt to continue, which the start token is put in
@@ -88,21 +98,22 @@ def generate(
     Sampling draws from `key`, a jax.random key or an int, 0 if it is left out. An image's texts depend on the key and
     on its number, 0, 1, ... unless image_numbers [B] are given, and on no other image of the batch.
 
-    `constraints` are an automaton that every text has to follow, or one, or None, for each image.
+    `constraints` are an automaton that every text has to follow, or one, or None, for each image. The first num_images
+    of the batch count, the rest only fill it up; all of them if it is left out.
 
     Raises ValueError, before anything is compiled, for inputs or options that do not fit.
     """
     if (pixel_values is None) == (encoder_hidden_states is None):
         raise ValueError("pass either pixel_values or encoder_hidden_states")
     images = check_images(model, pixel_values, encoder_hidden_states)
-    batch, vocab_size = images.shape[0], model.config.decoder.vocab_size
+    batch, vocab_size = num_images or images.shape[0], model.config.decoder.vocab_size
     settings = settings.replace(**{k: v for k, v in (options or {}).items() if k == "decoder_start_token_id"})
     prompt = _checked_prompt(decoder_input_ids, batch, vocab_size, settings)
     settings = settings.resolve(
         options or {}, prompt_length=prompt.shape[1], max_positions=model.config.decoder.max_position_embeddings
     )
     mesh = mesh_of(params)
-    rows = bucket(batch, axis_size(mesh, DATA))
+    rows = bucket(images.shape[0], axis_size(mesh, DATA))
     is_pixels = pixel_values is not None
     inputs = Inputs(
         pixel_values=_pad_rows(images, rows) if is_pixels else None,
@@ -124,7 +135,7 @@ def generate(
         length=min(length_bucket(settings.max_length or 0), model.config.decoder.max_position_embeddings + 1),
         mesh=mesh,
     )
-    return _output(found, batch, prompt.shape[1], settings)
+    return functools.partial(_output, found, batch, prompt.shape[1], settings)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_beams", "num_samples", "length", "mesh"))

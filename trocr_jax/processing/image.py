@@ -117,19 +117,29 @@ class ImageProcessor:
 
     def pixels(self, image: Any) -> np.ndarray:
         """One image (path, PIL image or array) -> float32 [3, height, width]. Raises ImageError."""
-        rgb = load_rgb(image)
+        values = self._values(self.levels(load_rgb(image)))
+        return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)  # [height, width, 3] -> [3, height, width]
+
+    def levels(self, rgb: Image.Image) -> np.ndarray:
+        """An RGB image at the model's size, before its levels are rescaled: uint8 [height, width, 3]."""
         if self.do_resize:
             height, width = self.size
             rgb = rgb.resize((width, height), resample=Image.Resampling(self.resample))
-        values = np.asarray(rgb)
-        if self.do_center_crop:
-            values = _center_crop(values, self.crop_size)
+        levels = np.asarray(rgb)
+        return _center_crop(levels, self.crop_size) if self.do_center_crop else levels
+
+    @property
+    def table(self) -> np.ndarray:
+        """The pixel value of each level in each channel: float32 [256, 3]."""
+        return self._values(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)).astype(np.float32)
+
+    def _values(self, levels: np.ndarray) -> np.ndarray:
         # float64 for the product and float32 for the rest, as the reference rounds.
-        scaled = (values.astype(np.float64) * self.rescale_factor).astype(np.float32) if self.do_rescale else values
+        scaled = (levels.astype(np.float64) * self.rescale_factor).astype(np.float32) if self.do_rescale else levels
         if self.do_normalize:
             mean, std = (np.asarray(v, np.float32) for v in (self.image_mean, self.image_std))
             scaled = (scaled.astype(np.float32) - mean) / std
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)  # [height, width, 3] -> [3, height, width]
+        return scaled
 
 
 def find_settings(folder: str | os.PathLike[str]) -> pathlib.Path | None:

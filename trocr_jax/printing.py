@@ -1,0 +1,64 @@
+"""Results on their way out: the formats of lines, the progress bar, and what is said on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trocr_jax.results import Recognition
+
+
+def _escape(field: str) -> str:
+    return field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+FORMATS: dict[str, Callable[[Recognition], str | None]] = {
+    "plain": lambda result: None if result.error else result.text,
+    "text": lambda result: None if result.error else f"{result.source}: {result.text}",
+    "tsv": lambda result: None if result.error else f"{_escape(result.source or '')}\t{_escape(result.text)}",
+    "jsonl": lambda result: json.dumps(result.to_dict(), ensure_ascii=False),
+}
+
+
+def printer(to_line: Callable[[Recognition], str | None]) -> Callable[[Recognition], None]:
+    """What prints a result's line to stdout at once, if it has one."""
+    from tqdm import tqdm
+
+    def write(result: Recognition) -> None:
+        line = to_line(result)
+        if line is not None:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    return write
+
+
+def report(
+    results: Iterable[Recognition],
+    count: int | None,
+    write: Callable[[Recognition], None],
+    save: Callable[[Recognition], None] | None,
+) -> int:
+    """Writes every result as it comes; the exit status is 1 if there was an error among them."""
+    from tqdm import tqdm
+
+    status = 0
+    # A bar only where somebody watches, and not for one image.
+    progress = tqdm(total=count, unit="line", file=sys.stderr, disable=count == 1 or not sys.stderr.isatty())
+    with progress:
+        for result in results:
+            if result.error is not None:
+                status = 1
+                tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
+            write(result)
+            try:
+                if save is not None:
+                    save(result)
+            except (ValueError, OSError) as error:
+                status = 1
+                tqdm.write(f"trocr-jax: {result.source} cannot be drawn: {error}", file=sys.stderr)
+            progress.update()
+    return status

@@ -1,0 +1,59 @@
+"""Which images a command reads: paths, folders, globs and lists on stdin, whole or one process's share of them."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+        ".tga", ".tif", ".tiff", ".webp",
+    )
+)  # fmt: skip
+
+# (index, count): this process's among those that read an input together, the first being 0
+Shard = tuple[int, int]
+
+
+def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:
+    """(paths of images, how many). A path that is not there is kept, to be reported in its place.
+
+    The number is None where paths come from stdin: those are taken one by one, as they arrive.
+    """
+    arguments = list(arguments)
+    if "-" in arguments:
+        return _from_stdin(arguments), None
+    paths = [path for argument in arguments for path in _expand(argument)]
+    return paths, len(paths)
+
+
+def share(paths: Iterable[str], shard: Shard) -> Iterator[tuple[int, str]]:
+    """(place in the whole input, path) of those whose place modulo the number of processes is this process's index.
+
+    So shares differ by one image at most, need no count beforehand, and get the same mixture where neighbours are
+    alike; contiguous blocks have none of that.
+    """
+    return itertools.islice(enumerate(paths), shard[0], None, shard[1])
+
+
+def _from_stdin(arguments: Iterable[str]) -> Iterator[str]:
+    for argument in arguments:
+        lines = (line.rstrip("\r\n") for line in sys.stdin) if argument == "-" else (argument,)
+        for line in lines:
+            if line:
+                yield from _expand(line)
+
+
+def _expand(argument: str) -> list[str]:
+    # os.path answers False where pathlib raises, as for a name that is too long: that image is reported like any other.
+    if os.path.isdir(argument):
+        found = pathlib.Path(argument).rglob("*")
+        return sorted(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not os.path.exists(argument) and glob.has_magic(argument):
+        return sorted(found for found in glob.glob(argument, recursive=True) if os.path.isfile(found))
+    return [argument]
