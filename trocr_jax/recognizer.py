@@ -19,10 +19,10 @@ from trocr_jax.checkpoints.folder import Saved, Source
 from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
-from trocr_jax.constraints.constraint import Constraints, compile_constraint, constraints_of
-from trocr_jax.decoding.constrained import check_length
+from trocr_jax.constraints.for_images import (
+    Automata, Constraints, check_constraints, compile_constraints, constraints_of
+)  # fmt: skip
 from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key, launch
-from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
@@ -187,7 +187,8 @@ class TrOCR(Saved):
         settings = self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
-        self._check_constraints(constraint, images if image_numbers is None else None, settings)
+        automata = self._compiled(constraint, settings.eos_token_id)
+        check_constraints(automata, images if image_numbers is None else None, settings.max_length or 0)
         if read_ahead is None:
             read_ahead = 2 if isinstance(images, Sequence | np.ndarray) else 0
         elif not isinstance(read_ahead, int) or read_ahead < 0:
@@ -368,30 +369,13 @@ class TrOCR(Saved):
         assert isinstance(output, GenerationOutput)
         return output
 
-    def _compiled(
-        self, constraint: Constraints, eos_token_id: Any
-    ) -> TokenAutomaton | list[TokenAutomaton | None] | None:
+    def _compiled(self, constraint: Constraints, eos_token_id: Any) -> Automata:
         """A constraint, or each of a list, as an automaton over this model's tokens."""
         if constraint is None:
             return None
         settings = self.generation_config if eos_token_id is None else GenerationConfig(eos_token_id=eos_token_id)
-        given = self.processor.tokenizer, self.config.decoder.vocab_size, settings.eos_token_ids
-        if isinstance(constraint, list | tuple):
-            return [None if one is None else compile_constraint(one, *given) for one in constraint]
-        return compile_constraint(constraint, *given)
-
-    def _check_constraints(self, constraint: Constraints, images: Any, settings: GenerationConfig) -> None:
-        """Raises ValueError for a constraint that no text satisfies, or a list of another length than the images."""
-        automata = self._compiled(constraint, settings.eos_token_id)
-        if not isinstance(automata, list):
-            automata = [automata]
-        elif hasattr(images, "__len__") and len(images) != len(automata):
-            raise ValueError(
-                f"there are {len(automata)} constraints for {len(images)} images; pass one for all, or one for each"
-            )
-        for i, automaton in enumerate(automata):
-            if automaton is not None:
-                check_length(automaton, (), (settings.max_length or 0) - 1, i)
+        vocab_size = self.config.decoder.vocab_size
+        return compile_constraints(constraint, self.processor.tokenizer, vocab_size, settings.eos_token_ids)
 
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""

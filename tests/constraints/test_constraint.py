@@ -11,7 +11,8 @@ import pytest
 from tests.constraints.letters import END, make_tokenizer, make_vocabulary
 from tests.processing.test_tokenizer import WORDS, trained  # noqa: F401
 from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
-from trocr_jax.constraints.constraint import compile_constraint, constraints_of
+from trocr_jax.constraints.constraint import compile_constraint
+from trocr_jax.constraints.for_images import constraints_of
 from trocr_jax.constraints.vocabulary import Vocabulary
 from trocr_jax.decoding.token_automaton import NEVER, free_automaton, join
 from trocr_jax.processing.tokenizer import TrOCRTokenizer

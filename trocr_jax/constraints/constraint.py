@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Union
+from collections.abc import Iterable, Iterator
 
 from trocr_jax.constraints.automaton import MAX_STATES, ByteAutomaton, TooLargeError, intersection
 from trocr_jax.constraints.compile import from_bytes, from_texts
@@ -15,9 +14,6 @@ from trocr_jax.constraints.pattern import compile_characters, compile_pattern
 from trocr_jax.constraints.vocabulary import Vocabulary
 from trocr_jax.decoding.token_automaton import NEVER, TokenAutomaton
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
-
-# One for all images, or one, or None, for each.
-Constraints = Union["Constraint", Sequence["Constraint | None"], None]
 
 
 class Constraint:
@@ -113,15 +109,6 @@ class Both(Constraint):
     def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
         yield from self.first.parts()
         yield from self.second.parts()
-
-
-def constraints_of(constraint: Constraints, numbers: Sequence[int]) -> Constraints:
-    """Those of the images with these numbers, where each has its own; ValueError where a list is too short."""
-    if not isinstance(constraint, list | tuple):
-        return constraint
-    if numbers[-1] >= len(constraint):
-        raise ValueError(f"there are {len(constraint)} constraints, but more images; pass one for each")
-    return [constraint[number] for number in numbers]
 
 
 @functools.lru_cache(maxsize=64)
