@@ -20,8 +20,12 @@ from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.constraints.for_images import (
-    Automata, Constraints, check_constraints, compile_constraints, constraints_of
-)  # fmt: skip
+    Automata,
+    Constraints,
+    check_constraints,
+    compile_constraints,
+    constraints_of,
+)
 from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key, launch
 from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
