@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import types
 import warnings
 
 import jax
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trocr_jax.decoding.generate
 import trocr_jax.recognizer
 from tests.conftest import SAMPLES
 from tests.processing.test_image import DIALECTS
 from trocr_jax import TrOCR
 from trocr_jax.engine import Engine
+from trocr_jax.memory import bytes_per_image, default_batch_size
 from trocr_jax.opening import is_exact, to_device
 from trocr_jax.processing.image import ImageProcessor
 
@@ -203,3 +206,37 @@ def test_halved_batches_read_the_same(ocr, monkeypatch):
     with pytest.warns(UserWarning, match="batch_size=2") as caught:
         assert ocr(PATHS, batch_size=4) == expected
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_what_an_image_takes_in_memory_is_known(ocr, num_beams, monkeypatch):
+    found = []
+
+    def compiled(*arguments, **static):
+        found.append((run.lower(*arguments, **static).compile().memory_analysis(), static["length"]))
+        return run(*arguments, **static)
+
+    run = trocr_jax.decoding.generate.run
+    monkeypatch.setattr("trocr_jax.decoding.generate.run", compiled)
+    ocr(PATHS[:4], num_beams=num_beams)
+    ((memory, length),) = found
+    bound = 4 * bytes_per_image(ocr.config, ocr.model.policy, num_beams, length)
+    assert memory.temp_size_in_bytes < bound < 4 * memory.temp_size_in_bytes
+
+
+def test_batches_are_made_to_fit_the_device(ocr, monkeypatch):
+    def size(num_beams):
+        return default_batch_size(ocr.config, ocr.model.policy, num_beams, 64)
+
+    assert size(1) == 8
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert size(1) == 64  # a device that does not say
+    image = bytes_per_image(ocr.config, ocr.model.policy, 1, 64)
+    for free, expected in ((1000, 64), (10.1, 6), (0, 1)):
+        limit = int(free * image) + 500
+        device.memory_stats = lambda limit=limit: {"bytes_limit": limit, "bytes_in_use": 500}
+        assert size(1) == expected
+    device.memory_stats = lambda: {"bytes_limit": int(10.1 * image)}
+    assert 1 <= size(4) < 6

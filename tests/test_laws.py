@@ -13,7 +13,7 @@ LEVELS = (
     {"version"},
     {"config", "generation_config", "registry", "compilation_cache", "calibration", "sharding", "sources", "engine"},
     {"modeling", "processing", "checkpoints", "decoding"},
-    {"model_outputs", "drawing"},
+    {"model_outputs", "drawing", "memory"},
     {"models", "results", "constraints"},
     {"alignment", "overlays", "journal", "printing", "opening"},
     {"recognizer", "training", "evaluation"},

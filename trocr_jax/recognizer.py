@@ -30,6 +30,7 @@ from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, che
 from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
+from trocr_jax.memory import default_batch_size
 from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.models import VisionEncoderDecoderModel, encode
@@ -178,8 +179,7 @@ class TrOCR(Saved):
         """
         if on_error not in ("return", "raise"):
             raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
-        size = default_batch_size() * self._num_parts if batch_size is None else batch_size
-        if not isinstance(size, int) or size < 1:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
         if boxes not in (False, True, "word", "char"):
             raise ValueError(f'boxes is {boxes!r}; choose True ("word"), "char" or False')
@@ -199,6 +199,9 @@ class TrOCR(Saved):
             raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         options |= {"key": key, "constraint": constraint}
+        rows = max(settings.num_beams, settings.num_return_sequences)
+        most = default_batch_size(self.config, self.model.policy, rows, settings.max_length or positions)
+        size = batch_size or most * self._num_parts
         image_processor = self._image_processor(options.get("preset"))
         engine: Engine[tuple[int, Any], OpenedImage, Recognition] = Engine(
             lambda item: take_image(item[0], item[1], image_processor, skip_blank=skip_blank, with_ink=bool(boxes)),
@@ -412,11 +415,6 @@ class TrOCR(Saved):
         for size in sorted({bucket(size, self._num_parts) for size in sizes}):
             levels = [np.zeros((*encoder.image_shape, 3), np.uint8)] * size
             self.generate(to_device(levels, size, self._image_processor(options.get("preset"))), **options)
-
-
-def default_batch_size() -> int:
-    """Images a batch and device where no batch size is asked for: 8 on CPU, 64 on GPU and TPU."""
-    return 8 if jax.default_backend() == "cpu" else 64
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

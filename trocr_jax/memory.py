@@ -1,0 +1,43 @@
+"""How many images fit the device's memory at a time, by the sizes of what a batch keeps there."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from trocr_jax.config import VisionEncoderDecoderConfig
+from trocr_jax.decoding.shapes import bucket
+from trocr_jax.modeling.policy import Policy
+
+# Images a batch where memory does not limit it. Larger batches gain little: rows wait for the longest text of theirs.
+CPU_BATCH, DEVICE_BATCH = 8, 64
+# Of what is free, the part to plan with: allocators leave gaps, compilers keep copies.
+USABLE = 0.7
+
+
+def default_batch_size(config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int) -> int:
+    """Images a batch where none is asked for: 8 on CPU, elsewhere 64 or as many as fit what is free on the device."""
+    if jax.default_backend() == "cpu":
+        return CPU_BATCH
+    memory = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in memory:
+        return DEVICE_BATCH
+    free = USABLE * (memory["bytes_limit"] - memory.get("bytes_in_use", 0))
+    fitting = max(1, min(DEVICE_BATCH, int(free // bytes_per_image(config, policy, num_beams, length))))
+    return max(size for size in range(1, fitting + 1) if bucket(size) == size)  # others would be filled up
+
+
+def bytes_per_image(config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int) -> int:
+    """Bytes of one more image in a batch, from above: pixels, a layer of the encoder, both caches, a step's scores.
+
+    `num_beams` rows of at most `length` tokens are decoded for it. What XLA's CPU compiler allocates is less.
+    """
+    encoder, decoder = config.encoder, config.decoder
+    result = np.dtype(policy.result).itemsize
+    height, width = encoder.image_shape
+    tokens, heads = encoder.num_tokens, encoder.num_attention_heads
+    pixels = 2 * 3 * height * width * result
+    layer = tokens * (8 * encoder.hidden_size + 2 * encoder.intermediate_size) + 2 * heads * tokens**2
+    state = 2 * decoder.decoder_layers * decoder.d_model  # keys and values of a position
+    caches = state * (tokens + 2 * num_beams * length)  # a step may copy the own one
+    return pixels + result * (layer + caches + 8 * num_beams * decoder.vocab_size)
