@@ -1,10 +1,9 @@
 """Compiles the whole of inference for TPUs that are not there, and says what it needs of each chip.
 
-usage: python benchmarks/compile_ahead.py [--topology v5e:2x2] [--model trocr-base-handwritten] [--num-beams 4]
-                                          [--batch 64] [--dtype bfloat16]
+usage: python benchmarks/compile_ahead.py [--topology v5e:2x2] [--model trocr-base-handwritten] [--num-beams 4] ...
 
-Needs libtpu (`pip install "trocr-jax[tpu]"`), no TPU and no weights: shapes are enough. The batch, images a chip, is
-divided over all chips of the topology. Ends with an error if the compiled loop talks to the host.
+Needs libtpu (`pip install ".[tpu]"`, best in an environment of its own), no TPU and no weights: shapes are enough.
+Every chip of the topology gets a batch. Ends with an error if a compiled loop talks to the host.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from trocr_jax.decoding.shapes import length_bucket
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, prepare
 from trocr_jax.modeling.policy import get_policy, prepared
+from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 from trocr_jax.sharding import DATA, make_mesh, param_shardings
 
@@ -125,7 +125,8 @@ def main() -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--model", default="trocr-base-handwritten", choices=sorted(OFFICIAL))
+    models = {"embedded": VisionEncoderDecoderConfig.from_pretrained(EMBEDDED), **OFFICIAL}
+    parser.add_argument("--model", default="trocr-base-handwritten", choices=sorted(models))
     parser.add_argument("--num-beams", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64, help="images a chip")
     parser.add_argument("--dtype", default="bfloat16")
@@ -134,7 +135,7 @@ def main() -> None:
     start = time.perf_counter()
     compiled = compile_for(
         options.topology,
-        OFFICIAL[options.model],
+        models[options.model],
         dtype=options.dtype,
         batch=options.batch,
         num_beams=options.num_beams,
