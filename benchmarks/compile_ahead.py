@@ -32,8 +32,9 @@ from trocr_jax.registry import OFFICIAL
 from trocr_jax.sharding import DATA, make_mesh, param_shardings
 
 TO_HOST = re.compile(r"\b(outfeed|infeed|send|send-done|recv|recv-done)\(|callback|MoveToHost|MoveToDevice|S\(5\)")
-# What libtpu would otherwise ask of a cloud machine.
+# What libtpu would otherwise ask of a cloud machine; and several processes may compile at a time.
 WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -21,7 +21,7 @@ from tests.twins import config_dict
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding import generate
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.model import VisionEncoderDecoder, init_params, prepare
+from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, prepare
 from trocr_jax.modeling.policy import get_policy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,10 +36,11 @@ needs_libtpu = pytest.mark.skipif(TPU_PYTHON is None, reason="set TROCR_JAX_TPU_
 def test_inference_lowers_for_cuda(num_beams, dtype):
     config = VisionEncoderDecoderConfig.from_dict(config_dict({"num_hidden_layers": 1}, {"decoder_layers": 1}))
     model = VisionEncoderDecoder(config, get_policy(dtype))
-    params = jax.device_get(init_params(model, jax.random.key(0)))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(leaf.dtype), abstract_params(model))
     model, params = prepare(params, model, platform="cuda")
     settings = GenerationConfig.from_model_config(config.to_dict())
-    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, *config.encoder.image_shape)).astype(np.float32)
+    pixels = random.uniform(-1, 1, (2, 3, *config.encoder.image_shape)).astype(np.float32)
     with unittest.mock.patch.object(generate, "run", wraps=generate.run) as run:
         expected = generate.generate(
             model, params, settings, pixel_values=pixels, options={"num_beams": num_beams, "max_new_tokens": 8}
