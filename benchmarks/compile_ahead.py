@@ -1,10 +1,9 @@
 """Compiles the whole of inference for TPUs that are not there, and says what it needs of each chip.
 
-usage: python benchmarks/compile_ahead.py [--topology v5e:2x2] [--model trocr-base-handwritten] [--num-beams 4]
-                                          [--batch 64] [--dtype bfloat16]
+usage: python benchmarks/compile_ahead.py [--topology v5e:2x2] [--model trocr-base-handwritten] [--num-beams 4] ...
 
-Needs libtpu (`pip install "trocr-jax[tpu]"`), no TPU and no weights: shapes are enough. The batch, images a chip, is
-divided over all chips of the topology. Ends with an error if the compiled loop talks to the host.
+Needs libtpu (`pip install ".[tpu]"`, best in an environment of its own), no TPU and no weights: shapes are enough.
+Every chip of the topology gets a batch. Ends with an error if a compiled loop talks to the host.
 """
 
 from __future__ import annotations
@@ -23,17 +22,20 @@ from jax.sharding import PartitionSpec as P
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.generate import Inputs, make_search_options, run
+from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.parallel import specs
 from trocr_jax.decoding.shapes import length_bucket
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, prepare
 from trocr_jax.modeling.policy import get_policy, prepared
+from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 from trocr_jax.sharding import DATA, make_mesh, param_shardings
 
 TO_HOST = re.compile(r"\b(outfeed|infeed|send|send-done|recv|recv-done)\(|callback|MoveToHost|MoveToDevice|S\(5\)")
-# What libtpu would otherwise ask of a cloud machine.
+# What libtpu would otherwise ask of a cloud machine; and several processes may compile at a time.
 WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -52,7 +54,9 @@ def program(
     settings = GenerationConfig.from_model_config(config.to_dict())
     positions = config.decoder.max_position_embeddings
     settings = settings.resolve({"num_beams": num_beams}, prompt_length=1, max_positions=positions)
-    options = make_search_options(settings, None, np.ones(batch, bool), config.decoder.vocab_size, 1)
+    options = make_search_options(
+        settings, make_processors(settings, config.decoder.vocab_size, 1), None, is_image=np.ones(batch, bool)
+    )
     pixels = jax.ShapeDtypeStruct((batch, config.encoder.num_channels, *config.encoder.image_shape), jnp.float32)
     inputs = Inputs(pixels, None, None, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
     static = {
@@ -125,7 +129,8 @@ def main() -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--model", default="trocr-base-handwritten", choices=sorted(OFFICIAL))
+    models = {"embedded": VisionEncoderDecoderConfig.from_pretrained(EMBEDDED), **OFFICIAL}
+    parser.add_argument("--model", default="trocr-base-handwritten", choices=sorted(models))
     parser.add_argument("--num-beams", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64, help="images a chip")
     parser.add_argument("--dtype", default="bfloat16")
@@ -134,7 +139,7 @@ def main() -> None:
     start = time.perf_counter()
     compiled = compile_for(
         options.topology,
-        OFFICIAL[options.model],
+        models[options.model],
         dtype=options.dtype,
         batch=options.batch,
         num_beams=options.num_beams,

@@ -64,8 +64,9 @@ def test_bring_your_own_checkpoint(downloads, capsys):
 def test_the_python_in_it_runs(monkeypatch, capsys):
     monkeypatch.chdir(README.parent)
     names: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 2
+    section = README.read_text().split("\n## From Python\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
     for block in blocks:
         exec(block, names)
     assert capsys.readouterr().out.startswith("Date: 09.10.93 07:53:40 ")

@@ -48,7 +48,7 @@ from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.loss import IGNORED_LABEL, cross_entropy, shift_tokens_right
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
 from trocr_jax.modeling.policy import get_policy
-from trocr_jax.sharding import checked_mesh
+from trocr_jax.sharding import checked_mesh, default_mesh
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -287,7 +287,7 @@ class VisionEncoderDecoderModel(_Model):
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__(params, dtype, seed)
-        self.mesh = checked_mesh(mesh)
+        self._mesh = None if mesh is None else checked_mesh(mesh)
         if config is None:
             if encoder is None or decoder is None:
                 raise ValueError("pass either config= or both encoder= and decoder=")
@@ -317,6 +317,11 @@ class VisionEncoderDecoderModel(_Model):
 
     def _abstract(self) -> Params:
         return abstract_params(self.module)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that inference runs on, all local ones unless others were given; None for one device."""
+        return default_mesh() if self._mesh is None else self._mesh
 
     @functools.cached_property
     def runtime(self) -> tuple[VisionEncoderDecoder, Params]:

@@ -42,13 +42,13 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def checked_mesh(mesh: Mesh | None) -> Mesh | None:
-    """The mesh given, else one of all local devices; None where there is one device, which needs no mesh.
+def default_mesh() -> Mesh | None:
+    """The mesh of all local devices; None where there is one, which needs no mesh."""
+    return make_mesh() if jax.local_device_count() > 1 else None
 
-    Raises ValueError for a mesh with other axes than `make_mesh` makes.
-    """
-    if mesh is None:
-        return make_mesh() if jax.local_device_count() > 1 else None
+
+def checked_mesh(mesh: Mesh) -> Mesh:
+    """The mesh; ValueError if it has other axes than `make_mesh` makes."""
     if tuple(mesh.axis_names) != (DATA, MODEL) or set(mesh.axis_types) != {AxisType.Auto}:
         raise ValueError(f"the mesh is {mesh}; make one with trocr_jax.make_mesh, with automatic axes data and model")
     return mesh

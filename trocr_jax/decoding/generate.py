@@ -42,7 +42,8 @@ class GenerationOutput:
     Names are transformers'. `sequences` have the start token first and are cut behind the longest row; `scores` and
     `logits` are one array instead of a tuple of steps, under beam search the steps of all running beams, some perhaps
     behind the longest row: row n's token t comes from `scores[beam_indices[n, t], t]`. The number of new tokens is 0 in
-    a row that no hypothesis filled, since the options and constraints leave fewer texts than were asked for.
+    a row that no hypothesis filled, since the options and constraints leave fewer texts than were asked for. On several
+    devices `scores` and `logits` are 0 in steps that an image's own device did not take.
     """
 
     sequences: np.ndarray  # [B*R, P + T] int32
@@ -207,7 +208,7 @@ def make_search_options(
 def _output(found: Hypotheses, batch: int, prompt_length: int, settings: GenerationConfig) -> GenerationOutput:
     returned, beams = settings.num_return_sequences, settings.num_beams
     width = found.scores.shape[1]
-    length = int(found.length)
+    length = int(np.max(fetch(found.length)))
     # Cut on the device: these are the whole vocabulary of every step.
     record = fetch(jax.tree.map(lambda leaf: leaf[: batch * width, prompt_length:length], found.record))
     found = fetch(found.replace(record=None))  # type: ignore[attr-defined]

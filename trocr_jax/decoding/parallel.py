@@ -1,8 +1,9 @@
 """A search over several devices: each part of the mesh's data axis searches its own images, without the others.
 
 Left to the compiler, every step would gather the scores of all images on all devices for `top_k`, and all devices would
-stop as one. Here no device waits for another before the end. Where devices share weights that is not possible, as the
-sums over them have all devices take part: there everything is left to the compiler.
+stop as one. Here no device waits for another, not even at the end, so that programs started by several threads cannot
+wait for each other either. Where devices share weights that is not possible, since all of them take part in sums: there
+everything is left to the compiler.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,17 +27,15 @@ def over_data(search: Callable[..., Hypotheses]) -> Callable[..., Hypotheses]:
     def run(params: Any, inputs: Any, options: SearchOptions, *, mesh: Mesh | None = None, **static: Any) -> Hypotheses:
         def part(params: Any, inputs: Any, options: SearchOptions) -> Hypotheses:
             found = search(params, inputs, options, **static)
-            # Steps that a part did not take are zeros in its record.
-            return dataclasses.replace(found, length=lax.pmax(found.length, DATA))
+            return dataclasses.replace(found, length=found.length[None])
 
         if mesh is None or axis_size(mesh, MODEL) > 1:
             return search(params, inputs, options, **static)
-        of_images: dict[str, Any] = {field.name: P(DATA) for field in dataclasses.fields(Hypotheses)}
         whole = jax.shard_map(
             part,
             mesh=mesh,
             in_specs=(P(), P(DATA), specs(options)),
-            out_specs=Hypotheses(**of_images | {"length": P()}),
+            out_specs=P(DATA),
             # Loops begin with constants and go on with what differs between devices, which the check would refuse.
             check_vma=False,
         )

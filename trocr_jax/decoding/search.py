@@ -78,7 +78,9 @@ class Hypotheses:
     num_tokens: Array  # [B, R] new tokens, the end token included; 0 for a slot that no hypothesis filled
     token_log_probs: Array  # [B, R, L] at each new token's place, 0 elsewhere
     scores: Array  # [B, R]: log-probability divided by length ** length_penalty; the plain sum without beams
-    length: Array  # [] tokens that the search went on to, the prompt included: at least the longest hypothesis's
+    # [] tokens that the search went on to, the prompt included: at least the longest hypothesis's; or [parts], one of
+    # each part of a mesh.
+    length: Array
     record: Record
     beam_indices: Array | None = None  # [B, R, L] the beam each new token was drawn from, where steps are kept
 
