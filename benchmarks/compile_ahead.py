@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.generate import Inputs, make_search_options, run
-from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.parallel import specs
+from trocr_jax.decoding.processor_list import make_processors
 from trocr_jax.decoding.shapes import length_bucket
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, prepare

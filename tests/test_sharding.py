@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.many_devices import READINGS, read
+from tests.many_devices import READINGS, constrained, read
 from tests.test_recognizer import TEXTS
 from tests.twins import config_dict, make_reader
 from trocr_jax import TrOCR, VisionEncoderDecoderModel, make_mesh
@@ -90,6 +90,7 @@ def test_eight_devices_read_as_one(folder, expected, tmp_path):
     assert found["shared/share"].tolist() == [found["shared/kernel"][0] // 2, found["shared/kernel"][1]]
     assert found["texts"].tolist() == list(TEXTS.values())
     assert found["boxes"].all()
+    assert found["constrained"].tolist() == constrained(TrOCR.from_pretrained())
     assert found["batch size"] == 64
 
 
