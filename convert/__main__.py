@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import trocr_jax.cli
+from trocr_jax.commands import checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(
             name, help=f"write a folder for {'this library' if target == 'flax' else 'torch'}"
         )
-        trocr_jax.cli.add_convert_arguments(command)
-        command.set_defaults(run=trocr_jax.cli.run_convert, to=target)
+        checkpoints.add_convert_arguments(command)
+        command.set_defaults(run=checkpoints.run_convert, to=target)
     inspect = commands.add_parser("inspect", help="say what a checkpoint is")
-    trocr_jax.cli.add_inspect_arguments(inspect)
+    checkpoints.add_inspect_arguments(inspect)
     verify = commands.add_parser("verify", help="compare with transformers, block by block")
     verify.add_argument("source", metavar="SOURCE", help="folder, hub id, or a weights file")
     verify.add_argument("images", nargs="*", metavar="IMAGE", help="images to read; without any, random pixels")

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.compile_ahead import loop_lines
 from tests.conftest import SAMPLES
-from trocr_jax import AllowedCharacters, Pattern, TrOCR, VisionEncoderDecoderModel, make_mesh, recognizer
+from trocr_jax import AllowedCharacters, Pattern, TrOCR, VisionEncoderDecoderModel, make_mesh, reading
 from trocr_jax.decoding import generate
 
 # name -> (images, options); neither number of images is a multiple of the devices.
@@ -91,7 +91,7 @@ def batch_size_of(ocr: TrOCR) -> int:
         sizes.append(num_images)
         raise Stop
 
-    with unittest.mock.patch.object(recognizer, "launch", launch), contextlib.suppress(Stop):
+    with unittest.mock.patch.object(reading, "launch", launch), contextlib.suppress(Stop):
         ocr([np.zeros((8, 80), np.uint8)] * 1000)
     return sizes[0]
 

@@ -195,14 +195,14 @@ def test_a_broken_image_is_raised_behind_the_results_before_it(ocr):
 
 def test_halved_batches_read_the_same(ocr, monkeypatch):
     expected = ocr(PATHS, batch_size=2)
-    launch = trocr_jax.recognizer.launch
+    launch = trocr_jax.reading.launch
 
     def limited(*arguments, num_images, **inputs):
         if num_images > 2:
             raise OUT_OF_MEMORY
         return launch(*arguments, num_images=num_images, **inputs)
 
-    monkeypatch.setattr("trocr_jax.recognizer.launch", limited)
+    monkeypatch.setattr("trocr_jax.reading.launch", limited)
     with pytest.warns(UserWarning, match="batch_size=2") as caught:
         assert ocr(PATHS, batch_size=4) == expected
     assert len(caught) == 1

@@ -16,6 +16,7 @@ LEVELS = (
     {"model_outputs", "drawing", "memory"},
     {"models", "results", "constraints"},
     {"alignment", "overlays", "journal", "printing", "opening"},
+    {"reading"},
     {"recognizer", "training", "evaluation"},
     {"commands"},
     {"cli"},

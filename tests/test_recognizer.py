@@ -178,7 +178,7 @@ def test_images_without_ink_are_skipped_on_demand(ocr, tmp_path, monkeypatch):
     assert lines[1].confidence is None
     assert Recognition.from_dict(lines[1].to_dict()) == lines[1]
     # Nothing to read: the model is not asked.
-    monkeypatch.setattr("trocr_jax.recognizer.launch", None)
+    monkeypatch.setattr("trocr_jax.reading.launch", None)
     assert ocr([blank, blank], skip_blank=True, reject_below=0.9) == [lines[1], lines[1]]
 
 

@@ -34,7 +34,7 @@ from trocr_jax.config import (
     read_json,
     write_json,
 )
-from trocr_jax.decoding.generate import GenerationOutput, check_ids, generate
+from trocr_jax.decoding.generate import GenerationOutput, check_ids, check_images, generate
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.model_outputs import (
     BaseModelOutput,
@@ -48,7 +48,7 @@ from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.loss import IGNORED_LABEL, cross_entropy, shift_tokens_right
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
 from trocr_jax.modeling.policy import get_policy
-from trocr_jax.sharding import checked_mesh, default_mesh
+from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, shard_batch
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -317,6 +317,17 @@ class VisionEncoderDecoderModel(_Model):
 
     def _abstract(self) -> Params:
         return abstract_params(self.module)
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts a batch is divided into."""
+        return axis_size(self.mesh, DATA)
+
+    def encode(self, pixel_values: Any) -> Array:
+        """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""
+        model, params = self.runtime
+        images = shard_batch(check_images(model, pixel_values), self.mesh)
+        return encode(params["encoder"], images, module=Encoder(model.config.encoder, model.policy)).last_hidden_state
 
     @property
     def mesh(self) -> Mesh | None:

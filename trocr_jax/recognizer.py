@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from trocr_jax.alignment import attention_of_best, locate_characters
 from trocr_jax.calibration import Calibration
 from trocr_jax.checkpoints.folder import Saved, Source
 from trocr_jax.checkpoints.hub import local_folder
@@ -22,29 +21,25 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.constraints.for_images import (
     Automata,
     Constraints,
+    automata_of,
     check_constraints,
     compile_constraints,
-    constraints_of,
 )
-from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key, launch
+from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
 from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
 from trocr_jax.memory import default_batch_size
-from trocr_jax.modeling.encoder import Encoder
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
-from trocr_jax.models import VisionEncoderDecoderModel, encode
+from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.opening import OpenedImage, take_image, to_device
 from trocr_jax.processing.image import ImageProcessor, as_list, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
-from trocr_jax.processing.spans import decode_with_spans
-from trocr_jax.results import Recognition, find_words, judge
-from trocr_jax.sharding import DATA, axis_size, shard_batch
+from trocr_jax.reading import Boxes, OnError, Reading
+from trocr_jax.results import Recognition, judge
+from trocr_jax.sharding import shard_batch
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
-
-OnError = Literal["return", "raise"]
-Boxes = Literal[False, True, "word", "char"]
 
 
 class TrOCR(Saved):
@@ -198,129 +193,33 @@ class TrOCR(Saved):
         elif not isinstance(read_ahead, int) or read_ahead < 0:
             raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
-        options |= {"key": key, "constraint": constraint}
         rows = max(settings.num_beams, settings.num_return_sequences)
         most = default_batch_size(self.config, self.model.policy, rows, settings.max_length or positions)
-        size = batch_size or most * self._num_parts
         image_processor = self._image_processor(options.get("preset"))
+        reading = Reading(
+            self._network,
+            self.processor,
+            image_processor,
+            self.calibration,
+            on_error,
+            boxes,
+            functools.partial(automata_of, automata),
+            key,
+            options,
+        )
         engine: Engine[tuple[int, Any], OpenedImage, Recognition] = Engine(
             lambda item: take_image(item[0], item[1], image_processor, skip_blank=skip_blank, with_ink=bool(boxes)),
-            lambda opened: self._launch(opened, image_processor, on_error, boxes, options),
-            batch_size=size,
+            reading.launch,
+            batch_size=batch_size or most * self._network.num_parts,
             read_ahead=read_ahead,
         )
         found = engine.run(numbered)
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
 
-    def _launch(
-        self,
-        images: Sequence[OpenedImage],
-        image_processor: ImageProcessor,
-        on_error: OnError,
-        boxes: Boxes,
-        options: Mapping[str, Any],
-    ) -> Callable[[], list[Recognition]]:
-        """Starts the device on those that can be read -> what waits for one result an image, in order."""
-        opened = [image for image in images if image.levels is not None]
-        wait = self._start(opened, image_processor, boxes, options) if opened else list
-
-        def results() -> list[Recognition]:
-            if on_error == "raise":
-                for error in (image.error for image in images if image.error is not None):
-                    raise error
-            read = iter(wait())
-            return [next(read) if image.unread is None else image.unread for image in images]
-
-        return results
-
-    def _start(
-        self, images: Sequence[OpenedImage], image_processor: ImageProcessor, boxes: Boxes, options: Mapping[str, Any]
-    ) -> Callable[[], list[Recognition]]:
-        """As `_launch`; with boxes, the search and they share the encoder's states."""
-        model, params = self._network.runtime
-        pixels = to_device(
-            [image.levels for image in images if image.levels is not None],
-            bucket(len(images), self._num_parts),
-            image_processor,
-        )
-        states = self.encode(pixels) if boxes else None
-        numbers = [image.number for image in images]
-        inputs = {"pixel_values": pixels} if states is None else {"encoder_hidden_states": states}
-        others = {name: value for name, value in options.items() if name not in ("key", "constraint")}
-        wait = launch(
-            model,
-            params,
-            self.generation_config,
-            **inputs,
-            key=options["key"],
-            image_numbers=numbers,
-            constraints=self._compiled(constraints_of(options["constraint"], numbers), options.get("eos_token_id")),
-            num_images=len(images),
-            options=others,
-        )
-
-        def results() -> list[Recognition]:
-            output = wait()
-            lines = self._recognitions(output, [image.source for image in images])
-            return lines if states is None else self._with_boxes(lines, images, states, output, boxes == "char")
-
-        return results
-
-    def _with_boxes(
-        self,
-        lines: list[Recognition],
-        images: Sequence[OpenedImage],
-        states: jax.Array,
-        output: GenerationOutput,
-        of_characters: bool,
-    ) -> list[Recognition]:
-        """The results with boxes for the best text of each image."""
-        attentions = attention_of_best(*self._network.runtime, states, output, len(lines))
-        patch_width = self.config.encoder.patch_shape[1]
-        for i, (attention, image) in enumerate(zip(attentions, images, strict=True)):
-            assert image.ink is not None
-            middles = (np.arange(attention.shape[1]) + 0.5) * patch_width
-            places = self.processor.image_processor.to_original(middles, image.ink.shape[1])
-            text, spans = decode_with_spans(self.processor.tokenizer, lines[i].token_ids)
-            boxes = locate_characters(text, spans, attention, places, image.ink)
-            lines[i] = lines[i].with_boxes(boxes, of_characters=of_characters)
-        return lines
-
     def _image_processor(self, preset: str | None) -> ImageProcessor:
         """The checkpoint's image processor, with a preset's filter if there is one."""
         image_processor = self.processor.image_processor
         return image_processor if preset is None else dataclasses.replace(image_processor, resample=RESAMPLE[preset])
-
-    def _recognitions(self, output: GenerationOutput, sources: Sequence[str | None]) -> list[Recognition]:
-        """One an image, further hypotheses as its alternatives."""
-        per_image = len(output.num_tokens) // len(sources)
-        results = []
-        for i, source in enumerate(sources):
-            rows = [self._recognition(output, row, source) for row in range(i * per_image, (i + 1) * per_image)]
-            # A hypothesis without tokens is a slot that the search could not fill.
-            others = tuple(row for row in rows[1:] if row.token_ids)
-            results.append(dataclasses.replace(rows[0], alternatives=others))
-        return results
-
-    def _recognition(self, output: GenerationOutput, row: int, source: str | None) -> Recognition:
-        count = int(output.num_tokens[row])
-        if count == 0:
-            error = "no text has a finite score: the weights are damaged, or the options forbid every text"
-            return Recognition("", finish_reason="error", error=error, source=source)
-        start = output.sequences.shape[1] - output.token_log_probs.shape[1]
-        ids = output.sequences[row, start : start + count]
-        text, spans = decode_with_spans(self.processor.tokenizer, ids)
-        log_probs = tuple(float(p) for p in output.token_log_probs[row, :count])
-        line = Recognition(
-            text=text,
-            token_ids=tuple(int(i) for i in ids),
-            token_log_probs=log_probs,
-            words=find_words(text, spans, log_probs),
-            sequence_score=None if output.sequences_scores is None else float(output.sequences_scores[row]),
-            finish_reason="length" if output.is_truncated[row] else "eos",
-            source=source,
-        )
-        return line if self.calibration is None else line.calibrated(self.calibration)
 
     def calibrate(
         self, images: Iterable[Any], texts: Iterable[str], *, batch_size: int | None = None, **options: Any
@@ -386,9 +285,7 @@ class TrOCR(Saved):
 
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""
-        model, params = self._network.runtime
-        images = shard_batch(check_images(model, pixel_values), self._network.mesh)
-        return encode(params["encoder"], images, module=Encoder(model.config.encoder, model.policy)).last_hidden_state
+        return self._network.encode(pixel_values)
 
     def logits(self, pixel_values: Any, decoder_input_ids: Any) -> jax.Array:
         """Logits [B, T, V] of the token behind each of decoder_input_ids [B, T]; pads are tokens like any other."""
@@ -403,16 +300,11 @@ class TrOCR(Saved):
         check_ids("decoder_input_ids", ids, self.config.decoder.vocab_size)
         return _logits(params, *shard_batch((images, ids), self._network.mesh), model=model)
 
-    @property
-    def _num_parts(self) -> int:
-        """How many parts a batch is divided into."""
-        return axis_size(self._network.mesh, DATA)
-
     def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
         encoder = self.config.encoder
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
-        for size in sorted({bucket(size, self._num_parts) for size in sizes}):
+        for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
             levels = [np.zeros((*encoder.image_shape, 3), np.uint8)] * size
             self.generate(to_device(levels, size, self._image_processor(options.get("preset"))), **options)
 

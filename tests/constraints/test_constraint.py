@@ -12,7 +12,7 @@ from tests.constraints.letters import END, make_tokenizer, make_vocabulary
 from tests.processing.test_tokenizer import WORDS, trained  # noqa: F401
 from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
 from trocr_jax.constraints.constraint import compile_constraint
-from trocr_jax.constraints.for_images import constraints_of
+from trocr_jax.constraints.for_images import automata_of
 from trocr_jax.constraints.vocabulary import Vocabulary
 from trocr_jax.decoding.token_automaton import NEVER, free_automaton, join
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -143,11 +143,11 @@ def test_arguments_are_checked(tmp_path):
 
 
 def test_each_image_has_its_own():
-    constraints = [Pattern("a"), None, Pattern("b")]
-    assert constraints_of(constraints, [1, 2]) == constraints[1:]
-    assert constraints_of(constraints[0], [1, 2]) == constraints[0]
+    automata = [compiled(Pattern("a")), None, compiled(Pattern("b"))]
+    assert automata_of(automata, [1, 2]) == automata[1:]
+    assert automata_of(automata[0], [1, 2]) == automata[0]
     with pytest.raises(ValueError, match="3 constraints, but more images"):
-        constraints_of(constraints, [2, 3])
+        automata_of(automata, [2, 3])
 
 
 def test_joined_automata_are_each_as_before():

@@ -40,10 +40,10 @@ def check_constraints(automata: Automata, images: Any, max_length: int) -> None:
             check_length(automaton, (), max_length - 1, i)
 
 
-def constraints_of(constraint: Constraints, numbers: Sequence[int]) -> Constraints:
+def automata_of(automata: Automata, numbers: Sequence[int]) -> Automata:
     """Those of the images with these numbers, where each has its own; ValueError where a list is too short."""
-    if not isinstance(constraint, list | tuple):
-        return constraint
-    if numbers[-1] >= len(constraint):
-        raise ValueError(f"there are {len(constraint)} constraints, but more images; pass one for each")
-    return [constraint[number] for number in numbers]
+    if not isinstance(automata, list):
+        return automata
+    if numbers[-1] >= len(automata):
+        raise ValueError(f"there are {len(automata)} constraints, but more images; pass one for each")
+    return [automata[number] for number in numbers]

@@ -1,0 +1,129 @@
+"""From opened images to results: one call's settings, and what it does with each batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from trocr_jax.alignment import attention_of_best, locate_characters
+from trocr_jax.calibration import Calibration
+from trocr_jax.decoding.generate import GenerationOutput, launch
+from trocr_jax.decoding.shapes import bucket
+from trocr_jax.decoding.token_automaton import TokenAutomaton
+from trocr_jax.models import VisionEncoderDecoderModel
+from trocr_jax.opening import OpenedImage, to_device
+from trocr_jax.processing.image import ImageProcessor
+from trocr_jax.processing.processor import TrOCRProcessor
+from trocr_jax.processing.spans import decode_with_spans
+from trocr_jax.results import Recognition, find_words
+
+OnError = Literal["return", "raise"]
+Boxes = Literal[False, True, "word", "char"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one call reads with: a model, and how.
+
+    `automata_of` gives the constraints of the images with some numbers; `options` are generation's, `key` what sampling
+    draws from.
+    """
+
+    network: VisionEncoderDecoderModel
+    processor: TrOCRProcessor
+    image_processor: ImageProcessor
+    calibration: Calibration | None
+    on_error: OnError
+    boxes: Boxes
+    automata_of: Callable[[Sequence[int]], TokenAutomaton | Sequence[TokenAutomaton | None] | None]
+    key: Any
+    options: Mapping[str, Any]
+
+    def launch(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition]]:
+        """Starts the device on those that can be read -> what waits for one result an image, in order."""
+        opened = [image for image in images if image.levels is not None]
+        wait = self._start(opened) if opened else list
+
+        def results() -> list[Recognition]:
+            if self.on_error == "raise":
+                for error in (image.error for image in images if image.error is not None):
+                    raise error
+            read = iter(wait())
+            return [next(read) if image.unread is None else image.unread for image in images]
+
+        return results
+
+    def _start(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition]]:
+        """As `launch`; with boxes, the search and they share the encoder's states."""
+        levels = [image.levels for image in images if image.levels is not None]
+        pixels = to_device(levels, bucket(len(images), self.network.num_parts), self.image_processor)
+        states = self.network.encode(pixels) if self.boxes else None
+        numbers = [image.number for image in images]
+        wait = launch(
+            *self.network.runtime,
+            self.network.generation_config,
+            pixel_values=pixels if states is None else None,
+            encoder_hidden_states=states,
+            key=self.key,
+            image_numbers=numbers,
+            constraints=self.automata_of(numbers),
+            num_images=len(images),
+            options=self.options,
+        )
+
+        def results() -> list[Recognition]:
+            output = wait()
+            lines = self._recognitions(output, [image.source for image in images])
+            return lines if states is None else self._with_boxes(lines, images, states, output)
+
+        return results
+
+    def _with_boxes(
+        self, lines: list[Recognition], images: Sequence[OpenedImage], states: jax.Array, output: GenerationOutput
+    ) -> list[Recognition]:
+        """The results with boxes for the best text of each image."""
+        attentions = attention_of_best(*self.network.runtime, states, output, len(lines))
+        patch_width = self.network.config.encoder.patch_shape[1]
+        for i, (attention, image) in enumerate(zip(attentions, images, strict=True)):
+            assert image.ink is not None
+            middles = (np.arange(attention.shape[1]) + 0.5) * patch_width
+            places = self.image_processor.to_original(middles, image.ink.shape[1])
+            text, spans = decode_with_spans(self.processor.tokenizer, lines[i].token_ids)
+            boxes = locate_characters(text, spans, attention, places, image.ink)
+            lines[i] = lines[i].with_boxes(boxes, of_characters=self.boxes == "char")
+        return lines
+
+    def _recognitions(self, output: GenerationOutput, sources: Sequence[str | None]) -> list[Recognition]:
+        """One an image, further hypotheses as its alternatives."""
+        per_image = len(output.num_tokens) // len(sources)
+        results = []
+        for i, source in enumerate(sources):
+            rows = [self._recognition(output, row, source) for row in range(i * per_image, (i + 1) * per_image)]
+            # A hypothesis without tokens is a slot that the search could not fill.
+            others = tuple(row for row in rows[1:] if row.token_ids)
+            results.append(dataclasses.replace(rows[0], alternatives=others))
+        return results
+
+    def _recognition(self, output: GenerationOutput, row: int, source: str | None) -> Recognition:
+        count = int(output.num_tokens[row])
+        if count == 0:
+            error = "no text has a finite score: the weights are damaged, or the options forbid every text"
+            return Recognition("", finish_reason="error", error=error, source=source)
+        start = output.sequences.shape[1] - output.token_log_probs.shape[1]
+        ids = output.sequences[row, start : start + count]
+        text, spans = decode_with_spans(self.processor.tokenizer, ids)
+        log_probs = tuple(float(p) for p in output.token_log_probs[row, :count])
+        line = Recognition(
+            text=text,
+            token_ids=tuple(int(i) for i in ids),
+            token_log_probs=log_probs,
+            words=find_words(text, spans, log_probs),
+            sequence_score=None if output.sequences_scores is None else float(output.sequences_scores[row]),
+            finish_reason="length" if output.is_truncated[row] else "eos",
+            source=source,
+        )
+        return line if self.calibration is None else line.calibrated(self.calibration)
