@@ -28,6 +28,16 @@ ALONE = [
     {"begin_suppress_tokens": [2, 5, 9]},
     {"remove_invalid_values": True},
     {"renormalize_logits": True},
+    {"repetition_penalty": 1.4},
+    {"repetition_penalty": 0.7},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
+    {"min_length": 7},
+    {"min_new_tokens": 5},
+    {"suppress_tokens": [5, 7, 11]},
+    {"suppress_tokens": [2]},
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 6, "suppress_tokens": [4, 9], "repetition_penalty": 1.1},
 ]
 
 
@@ -81,8 +91,10 @@ def test_ids_equal_with_each_option(num_beams):
     for options in ALONE + several:
         found = check({"num_beams": num_beams, "max_length": 24, **options})
         changed += found.sequences.tolist() != plain.sequences.tolist()
+    for length in (1, 3):
+        check({"num_beams": num_beams, "max_new_tokens": length})
     # All but renormalising and removing what is not there, which alone change nothing.
-    assert changed >= len(ALONE)
+    assert changed >= len(ALONE + several) - 2
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
