@@ -16,6 +16,7 @@ from trocr_jax.calibration import CALIBRATION_NAME, Scaling, calibration_error, 
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.checkpoints.hub import stale_files
 from trocr_jax.commands.calibrate import read_lines
+from trocr_jax.printing import FORMATS
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.results import find_words, judge
 
@@ -241,5 +242,5 @@ def test_the_command_writes_beside_the_weights(ocr, tmp_path, capsys, monkeypatc
 
 def test_paths_and_texts_are_read_as_they_are_printed(tmp_path):
     shown = Recognition("a\tb\\n\nc", source="odd\\name\t.png")
-    (tmp_path / "lines.tsv").write_text(f"{cli.FORMATS['tsv'](shown)}\r\n\nplain.png\ttwo\u2028parts\n", newline="")
+    (tmp_path / "lines.tsv").write_text(f"{FORMATS['tsv'](shown)}\r\n\nplain.png\ttwo\u2028parts\n", newline="")
     assert read_lines(tmp_path / "lines.tsv") == ([shown.source, "plain.png"], [shown.text, "two\u2028parts"])

@@ -383,6 +383,20 @@ def test_no_images_end_with_status_2(read, tmp_path):
         assert read(given) == (2, "", f"trocr-jax: no images in {given}\n")
 
 
+def test_a_glob_that_matches_nothing_is_reported_beside_others(read, images, ocr, tmp_path):
+    status, out, err = read(images[0], tmp_path / "nope*.png")
+    assert (status, out) == (1, f"{images[0]}: {ocr(images[0]).text}\n")
+    assert "nope*.png" in err
+
+
+def test_overlays_are_not_read_again(read, images, tmp_path):
+    folder = pathlib.Path(images[0]).parent
+    _, before, _ = read(folder)
+    read(folder, "--save-overlay", folder)
+    assert len(list(folder.glob("*.overlay.png"))) == len(images)
+    assert read(folder)[1] == before
+
+
 def test_search_options_that_cannot_be_followed_end_with_status_2(read, images):
     status, out, err = read("--max-new-tokens", 100_000, images[0])
     assert (status, out) == (2, "")

@@ -121,6 +121,18 @@ def test_batches_are_halved_until_they_fit(fails_at_launch):
     assert set(sizes) == {2}
 
 
+def test_what_was_launched_before_a_failure_is_not_lost():
+    def launch(batch):
+        if 5 in batch:
+            raise ValueError("no place for 5")
+        return lambda: batch
+
+    results = []
+    with pytest.raises(ValueError, match="no place for 5"):
+        results.extend(engine(launch=launch).run(range(20)))  # in place: what came before stays
+    assert results == list(range(4))
+
+
 def test_an_image_that_does_not_fit_alone_is_an_error():
     def launch(batch):
         raise OUT_OF_MEMORY

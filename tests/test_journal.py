@@ -118,8 +118,8 @@ def test_an_input_that_has_changed_loses_and_doubles_nothing(whole, tmp_path):
     assert run(journal, ["0.png", "a.png", "c.png", "d.png", "a.png", "a.png", "ü.png"]) == [0, 3, 5]
     assert [json.loads(line)["source"] for line in path.read_text().splitlines()[6:]] == ["0.png", "d.png", "a.png"]
     absent, late = journal.notes()
-    assert absent.startswith("2 lines in")
-    assert "before 4 that were read earlier" in late
+    assert absent.startswith("lines of 2 images that are not in the input")
+    assert "in front of 4 that were read earlier" in late
 
 
 def test_a_deleted_line_is_read_again(whole, tmp_path):
@@ -276,3 +276,10 @@ def test_one_of_four_shards_is_killed_and_resumed(folder, tmp_path):
     shards = [path.read_bytes().splitlines(keepends=True) for path in paths]
     assert b"".join(itertools.chain.from_iterable(zip(*shards, strict=True))) == folder.whole
     assert sorted(path.name for path in pathlib.Path(tmp_path).iterdir()) == [path.name for path in paths]
+
+
+def test_an_output_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/null"):
+        with pytest.raises(ValueError, match="is no regular file: leave --output out"):
+            Journal(path)

@@ -49,7 +49,7 @@ class Engine(Generic[Item, Opened, Result]):
         self._launched: collections.deque[Callable[[], list[Result]]] = collections.deque()
 
     def run(self, items: Iterable[Item]) -> Iterator[Result]:
-        """One result an item, in order. An error of the items' own iterator comes behind the results of those before.
+        """One result an item, in order. An error, also of the items' own iterator, comes behind the results before it.
 
         When it ends, is closed or fails, no thread of it is left.
         """
@@ -57,13 +57,18 @@ class Engine(Generic[Item, Opened, Result]):
         pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "trocr_jax")
         try:
             while True:
+                # Errors are raised below, behind the results of what came before.
                 try:
                     self._fill(left, pool)
-                except Exception as error:  # raised again below
+                except Exception as error:
                     left, failure = iter(()), error
-                if self._opening and len(self._launched) < LAUNCHED:
-                    self._launched.append(self._started([image.result() for image in self._opening.popleft()]))
-                elif self._launched:
+                try:
+                    while self._opening and len(self._launched) < LAUNCHED:
+                        self._launched.append(self._started([image.result() for image in self._opening.popleft()]))
+                except Exception as error:
+                    left, failure = iter(()), error
+                    self._opening.clear()
+                if self._launched:
                     yield from self._launched.popleft()()
                 elif failure is not None:
                     raise failure

@@ -48,6 +48,8 @@ class Journal:
     ) -> None:
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{self.path} is no regular file: leave --output out to print results instead")
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
         try:
             self._lock()
@@ -102,11 +104,13 @@ class Journal:
         """What a user should know of an input that is another than before, once `pending` has ended."""
         notes = []
         if self.num_absent:
-            notes.append(f"{self.num_absent} lines in {self.path} or beside it are of images that are not in the input")
+            notes.append(
+                f"lines of {self.num_absent} images that are not in the input stand in {self.path} (or its shards)"
+            )
         if self.num_late:
             notes.append(
-                f"the input has changed: lines in {self.path} are not in its order, since images stand in it before "
-                f"{self.num_late} that were read earlier"
+                f"the input has new images in front of {self.num_late} that were read earlier: their lines stand "
+                f"behind those in {self.path}"
             )
         return notes
 

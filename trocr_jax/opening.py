@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.processing.blank import is_blank
 from trocr_jax.processing.image import ImageError, ImageProcessor, describe, load_rgb
 from trocr_jax.processing.ink import find_ink
@@ -26,7 +27,7 @@ class OpenedImage:
 
     `number` is its place among all images, `source` its path if it has one, `levels` uint8 [height, width, 3] at the
     model's size. `ink` marks the ink in the upright image, where it was asked for. `error` is why it is unread, if that
-    is an error.
+    is an error. `automaton` is the text's constraint.
     """
 
     number: int
@@ -35,6 +36,7 @@ class OpenedImage:
     ink: np.ndarray | None = None
     unread: Recognition | None = None
     error: ImageError | None = None
+    automaton: TokenAutomaton | None = None
 
 
 def take_image(

@@ -13,7 +13,6 @@ from trocr_jax.alignment import attention_of_best, locate_characters
 from trocr_jax.calibration import Calibration
 from trocr_jax.decoding.generate import GenerationOutput, launch
 from trocr_jax.decoding.shapes import bucket
-from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.opening import OpenedImage, to_device
 from trocr_jax.processing.image import ImageProcessor
@@ -29,8 +28,7 @@ Boxes = Literal[False, True, "word", "char"]
 class Reading:
     """What one call reads with: a model, and how.
 
-    `automata_of` gives the constraints of the images with some numbers; `options` are generation's, `key` what sampling
-    draws from.
+    `options` are generation's, `key` is what sampling draws from.
     """
 
     network: VisionEncoderDecoderModel
@@ -39,7 +37,6 @@ class Reading:
     calibration: Calibration | None
     on_error: OnError
     boxes: Boxes
-    automata_of: Callable[[Sequence[int]], TokenAutomaton | Sequence[TokenAutomaton | None] | None]
     key: Any
     options: Mapping[str, Any]
 
@@ -62,15 +59,14 @@ class Reading:
         levels = [image.levels for image in images if image.levels is not None]
         pixels = to_device(levels, bucket(len(images), self.network.num_parts), self.image_processor)
         states = self.network.encode(pixels) if self.boxes else None
-        numbers = [image.number for image in images]
         wait = launch(
             *self.network.runtime,
             self.network.generation_config,
             pixel_values=pixels if states is None else None,
             encoder_hidden_states=states,
             key=self.key,
-            image_numbers=numbers,
-            constraints=self.automata_of(numbers),
+            image_numbers=[image.number for image in images],
+            constraints=[image.automaton for image in images],
             num_images=len(images),
             options=self.options,
         )
@@ -111,7 +107,10 @@ class Reading:
     def _recognition(self, output: GenerationOutput, row: int, source: str | None) -> Recognition:
         count = int(output.num_tokens[row])
         if count == 0:
-            error = "no text has a finite score: the weights are damaged, or the options forbid every text"
+            error = (
+                "no text was left: the options, or they and the constraint together, close every way that the search "
+                "took (more beams take more), or the weights are damaged"
+            )
             return Recognition("", finish_reason="error", error=error, source=source)
         start = output.sequences.shape[1] - output.token_log_probs.shape[1]
         ids = output.sequences[row, start : start + count]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,12 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.constraints.for_images import (
     Automata,
     Constraints,
-    automata_of,
     check_constraints,
     compile_constraints,
+    with_automata,
 )
 from trocr_jax.decoding.generate import GenerationOutput, bucket, check_ids, check_images, checked_key
+from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.engine import Engine
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.generation_config.presets import RESAMPLE
@@ -186,13 +187,14 @@ class TrOCR(Saved):
         settings = self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
-        automata = self._compiled(constraint, settings.eos_token_id)
-        check_constraints(automata, images if image_numbers is None else None, settings.max_length or 0)
+        automata = self._compiled(constraint, settings)
+        check_constraints(automata, images, settings.max_length or 0)
         if read_ahead is None:
             read_ahead = 2 if isinstance(images, Sequence | np.ndarray) else 0
         elif not isinstance(read_ahead, int) or read_ahead < 0:
             raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
+        _ = self._network.runtime  # on the device, before what is left of its memory is asked for
         rows = max(settings.num_beams, settings.num_return_sequences)
         most = default_batch_size(self.config, self.model.policy, rows, settings.max_length or positions)
         image_processor = self._image_processor(options.get("preset"))
@@ -203,17 +205,22 @@ class TrOCR(Saved):
             self.calibration,
             on_error,
             boxes,
-            functools.partial(automata_of, automata),
             key,
             options,
         )
-        engine: Engine[tuple[int, Any], OpenedImage, Recognition] = Engine(
-            lambda item: take_image(item[0], item[1], image_processor, skip_blank=skip_blank, with_ink=bool(boxes)),
+
+        def take(item: tuple[tuple[int, Any], TokenAutomaton | None]) -> Callable[[], OpenedImage]:
+            (number, image), automaton = item
+            open_image = take_image(number, image, image_processor, skip_blank=skip_blank, with_ink=bool(boxes))
+            return lambda: dataclasses.replace(open_image(), automaton=automaton)
+
+        engine = Engine(
+            take,
             reading.launch,
             batch_size=batch_size or most * self._network.num_parts,
             read_ahead=read_ahead,
         )
-        found = engine.run(numbered)
+        found = engine.run(with_automata(numbered, automata))
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
 
     def _image_processor(self, preset: str | None) -> ImageProcessor:
@@ -263,25 +270,26 @@ class TrOCR(Saved):
         ValueError before anything is compiled.
         """
         options.pop("return_dict_in_generate", None)  # it always is one
+        settings = options.get("generation_config") or self.generation_config
+        tokens = {name: options[name] for name in ("eos_token_id", "decoder_start_token_id") if name in options}
         output = self._network.generate(
             pixel_values,
             return_dict_in_generate=True,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             decoder_input_ids=decoder_input_ids,
-            constraints=self._compiled(constraint, options.get("eos_token_id")),
+            constraints=self._compiled(constraint, settings.replace(**tokens)),
             **options,
         )
         assert isinstance(output, GenerationOutput)
         return output
 
-    def _compiled(self, constraint: Constraints, eos_token_id: Any) -> Automata:
+    def _compiled(self, constraint: Constraints, settings: GenerationConfig) -> Automata:
         """A constraint, or each of a list, as an automaton over this model's tokens."""
         if constraint is None:
             return None
-        settings = self.generation_config if eos_token_id is None else GenerationConfig(eos_token_id=eos_token_id)
-        vocab_size = self.config.decoder.vocab_size
-        return compile_constraints(constraint, self.processor.tokenizer, vocab_size, settings.eos_token_ids)
+        tokenizer, vocab_size = self.processor.tokenizer, self.config.decoder.vocab_size
+        return compile_constraints(constraint, tokenizer, vocab_size, settings.eos_token_ids, settings.start_token_id)
 
     def encode(self, pixel_values: Any) -> jax.Array:
         """Encoder states [B, S, E] of pixel_values [B, 3, height, width], before any bridge projection."""

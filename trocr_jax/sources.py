@@ -28,7 +28,10 @@ def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:
     arguments = list(arguments)
     if "-" in arguments:
         return _from_stdin(arguments), None
-    paths = [path for argument in arguments for path in _expand(argument)]
+    found = {argument: _expand(argument) for argument in arguments}
+    if any(found.values()):  # one that matches nothing is reported like any path that is not there
+        found |= {argument: [argument] for argument in found if not found[argument] and not os.path.isdir(argument)}
+    paths = [path for argument in arguments for path in found[argument]]
     return paths, len(paths)
 
 
@@ -53,7 +56,14 @@ def _expand(argument: str) -> list[str]:
     # os.path answers False where pathlib raises, as for a name that is too long: that image is reported like any other.
     if os.path.isdir(argument):
         found = pathlib.Path(argument).rglob("*")
-        return sorted(str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        return sorted(
+            str(p) for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not _is_overlay(p) and p.is_file()
+        )
     if not os.path.exists(argument) and glob.has_magic(argument):
         return sorted(found for found in glob.glob(argument, recursive=True) if os.path.isfile(found))
     return [argument]
+
+
+def _is_overlay(path: pathlib.Path) -> bool:
+    """Whether --save-overlay wrote it, perhaps into the folder that is read now."""
+    return path.name.endswith(".overlay.png")

@@ -12,7 +12,7 @@ from tests.constraints.letters import END, make_tokenizer, make_vocabulary
 from tests.processing.test_tokenizer import WORDS, trained  # noqa: F401
 from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
 from trocr_jax.constraints.constraint import compile_constraint
-from trocr_jax.constraints.for_images import automata_of
+from trocr_jax.constraints.for_images import check_constraints, compile_constraints, with_automata
 from trocr_jax.constraints.vocabulary import Vocabulary
 from trocr_jax.decoding.token_automaton import NEVER, free_automaton, join
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -23,8 +23,8 @@ OTHERS = [token for token in range(SIZE) if token > 3]
 BEGIN = TOKENIZER.bos_token_id
 
 
-def compiled(constraint, tokenizer=TOKENIZER):
-    return compile_constraint(constraint, tokenizer, len(tokenizer), (END,))
+def compiled(constraint, tokenizer=TOKENIZER, start=BEGIN):
+    return compile_constraint(constraint, tokenizer, len(tokenizer), (END,), start)
 
 
 def accepts(automaton, tokens):
@@ -80,6 +80,8 @@ def test_special_tokens_spell_nothing_but_may_begin_a_text():
     assert not accepts(automaton, [BEGIN, BEGIN, 4])
     assert not accepts(automaton, [4, BEGIN])
     assert not any(accepts(automaton, [4, special, 4]) for special in (0, 1, 2, 3))
+    # Nor may it in models that start with another token: official ones never write it.
+    assert not accepts(compiled(Pattern("a*"), start=END), [BEGIN, 4, 4])
     assert automaton.advance(0, [END, END]) is None
 
 
@@ -116,8 +118,7 @@ def automaton_texts(constraint):
         (Pattern("[xyz]+"), "no text satisfies Pattern"),
         (Lexicon(["ab"]) & Pattern("c"), "no text satisfies Lexicon of 1 texts"),
         (Lexicon(["ab", "xyz"]), "1 texts of the lexicon cannot be spelt.*'xyz'"),
-        (Pattern("(a|b)*a(a|b){13}") & Pattern("(a|b)*b(a|b){13}"), "states together"),
-        ("[0-9]", "make one with AllowedCharacters"),
+        (Pattern("(a|b)*a(a|b){13}") & Pattern("(a|b)*b(a|b){13}"), "is too large"),
     ],
 )
 def test_what_cannot_be_is_an_error(constraint, message):
@@ -131,23 +132,36 @@ def test_arguments_are_checked(tmp_path):
             make(value)
     with pytest.raises(ValueError, match="at least one text"):
         Lexicon([])
-    (tmp_path / "words").write_text("\ufeffab\n\nc d\r\n", encoding="utf-8")
-    assert Lexicon.from_file(tmp_path / "words") == Lexicon(["ab", "c d"])
+    for make in (AllowedCharacters, lambda text: Lexicon([text])):
+        with pytest.raises(ValueError, match="half of a character"):
+            make("a\ud800")
+    for other in ("b", None):
+        with pytest.raises(ValueError, match="is no constraint; make one with"):
+            Pattern("a") & other
+    for other in ("[0-9]", {"a": 1}, [Pattern("a"), 3]):
+        with pytest.raises(ValueError, match="make one with AllowedCharacters"):
+            compile_constraints(other, TOKENIZER, SIZE, (END,), END)
+    with pytest.raises(ValueError, match="2 constraints for 1 images"):
+        check_constraints(compile_constraints([None, Pattern("a")], TOKENIZER, SIZE, (END,), END), ["x"], 9)
+    (tmp_path / "words").write_text("\ufeffab\n\nc\u2028d\r\n", encoding="utf-8")
+    assert Lexicon.from_file(tmp_path / "words") == Lexicon(["ab", "c\u2028d"])
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     for name, message in (("empty", "holds no texts"), ("latin", "is not UTF-8")):
         with pytest.raises(ValueError, match=message):
             Lexicon.from_file(tmp_path / name)
     with pytest.raises(ValueError, match="a token that ends a text"):
-        compile_constraint(Pattern("a"), TOKENIZER, SIZE, ())
+        compile_constraint(Pattern("a"), TOKENIZER, SIZE, (), END)
 
 
 def test_each_image_has_its_own():
     automata = [compiled(Pattern("a")), None, compiled(Pattern("b"))]
-    assert automata_of(automata, [1, 2]) == automata[1:]
-    assert automata_of(automata[0], [1, 2]) == automata[0]
+    assert list(with_automata("xyz", automata)) == list(zip("xyz", automata, strict=True))
+    assert list(with_automata("xy", automata[0])) == [("x", automata[0]), ("y", automata[0])]
+    paired = with_automata("wxyz", automata)
+    assert [next(paired)[0] for _ in range(3)] == ["w", "x", "y"]
     with pytest.raises(ValueError, match="3 constraints, but more images"):
-        automata_of(automata, [2, 3])
+        next(paired)
 
 
 def test_joined_automata_are_each_as_before():
@@ -195,7 +209,7 @@ def test_texts_of_every_kind_of_tokenizer_can_be_followed(tokenizer):
     tokens = tokenizer(text)["input_ids"]  # <s> text </s>
     size, end = len(tokenizer), tokenizer.eos_token_id
     for constraint in (Pattern(re.escape(text)), Lexicon([text, "a"]), AllowedCharacters(text)):
-        automaton = compile_constraint(constraint, tokenizer, size, (end,))
+        automaton = compile_constraint(constraint, tokenizer, size, (end,), tokenizer.bos_token_id)
         assert automaton.advance(0, tokens) is not None
         assert automaton.advance(0, tokens[1:]) is not None
         assert automaton.advance(0, tokens[:-2] + tokens[-1:]) is None or isinstance(constraint, AllowedCharacters)

@@ -92,6 +92,11 @@ def test_an_intersection_is_of_both():
         assert both.accepts(text.encode()) == bool(re.fullmatch(r"a.*", text) and re.fullmatch(r".*b|a", text))
 
 
+def test_large_patterns_take_no_longer_than_a_moment():
+    assert len(compile_pattern(r"a{15000}b?").table) == 15_002
+    assert len(compile_pattern(r"(?:){4000000000}a").table) == 2
+
+
 def test_automata_are_minimal():
     assert len(compile_pattern(r"(a|b)*a(a|b){3}").table) == 16
     assert len(compile_pattern(r"aa|ab|ba|bb").table) == len(compile_pattern(r"[ab][ab]").table) == 3
@@ -104,7 +109,10 @@ def test_automata_are_minimal():
         (r"(a)\1", "backreference"),
         (r"a(?=b)", "lookaround"),
         (r"(?<!a)b", "lookaround"),
-        (r"a\bb", "anchor in its midst"),
+        (r"a\bb", r"\\b or"),
+        (r"\bab\b", r"\\b or"),
+        (r"(?:a?){4000}", "more than 20000 states"),
+        (r"(?:){0,4000000000}", "more than 20000 states"),
         (r"a^b", "anchor in its midst"),
         (r"(?>a|b)c", "atomic group"),
         (r"a*+b", "possessive"),

@@ -25,7 +25,7 @@ CONSTRAINTS = [Pattern(r"(a|b1?){4,}"), LEXICON, AllowedCharacters("abc 12"), Pa
 
 
 def compiled(constraint):
-    return compile_constraint(constraint, TOKENIZER, SIZE, (END,))
+    return compile_constraint(constraint, TOKENIZER, SIZE, (END,), TOKENIZER.bos_token_id)
 
 
 def text_of(row):
@@ -225,5 +225,14 @@ def test_other_constraints_of_about_the_same_size_do_not_recompile():
 
 def test_the_number_of_constraints_is_that_of_the_images():
     twin, model, params, _ = reader()
-    with pytest.raises(ValueError, match="3 constraints for 2 images"):
-        generate(model, params, SETTINGS, pixel_values=twin.pixels(2), constraints=[None] * 3)
+    for constraints in ([None] * 3, []):
+        with pytest.raises(ValueError, match=f"{len(constraints)} constraints for 2 images"):
+            generate(model, params, SETTINGS, pixel_values=twin.pixels(2), constraints=constraints)
+
+
+def test_a_forced_beginning_that_a_constraint_forbids_is_an_error():
+    twin, model, params, _ = reader()
+    automata = [None, compiled(Pattern("[ab]+"))]
+    options = {"forced_bos_token_id": 6}
+    with pytest.raises(ValueError, match="image 1: the constraint does not allow the text to begin with forced_bos"):
+        generate(model, params, SETTINGS, pixel_values=twin.pixels(2), options=options, constraints=automata)

@@ -13,6 +13,7 @@ Reads lines whose texts are known and writes calibration.json into the model's f
 LINES holds a path, a tab and the true text on each line, as `trocr-jax read --format tsv` prints them: correct such a
 file by hand. Some hundred lines that the model was not trained on are needed.
 """
+FEW = 100
 _ESCAPES = {"\\t": "\t", "\\n": "\n", "\\r": "\r", "\\\\": "\\"}
 
 
@@ -46,6 +47,8 @@ def run_calibrate(options: argparse.Namespace) -> int:
         settings = {} if options.num_beams is None else {"num_beams": options.num_beams}
         calibration = ocr.calibrate(paths, texts, **settings)
         calibration.write_files(pathlib.Path(options.model))
+        if len(paths) < FEW:
+            print(f"trocr-jax: {len(paths)} lines are few to calibrate on; pass some hundred", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
@@ -61,7 +64,7 @@ def read_lines(path: pathlib.Path) -> tuple[list[str], list[str]]:
     """(paths, texts) of a file with both on each line, a tab between; ValueError says which line has none."""
     paths, texts = [], []
     # Only \\n ends a line: a text may hold one of the rarer separators of str.splitlines.
-    for i, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"), 1):
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n"), 1):
         if line.rstrip("\r"):
             image, tab, text = line.rstrip("\r").partition("\t")
             if not tab:

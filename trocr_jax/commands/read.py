@@ -178,6 +178,12 @@ def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int 
         numbered = journal.pending(share(paths, options.shard or (0, 1)))
         results, count = _results(options, numbered if count is None else list(numbered))
         status = report(results, count, journal.write, _overlays(options))
+        if journal.num_errors:
+            print(
+                f"trocr-jax: {journal.num_errors} images could not be read in an earlier run; to try them again, "
+                f"delete their lines from {journal.path}",
+                file=sys.stderr,
+            )
         for note in journal.notes():
             print(f"trocr-jax: {note}", file=sys.stderr)
         return 1 if journal.num_errors else status

@@ -10,6 +10,10 @@ import numpy as np
 from trocr_jax.constraints.utf8 import ByteRanges, Ranges, byte_ranges
 
 MAX_STATES = 20_000
+# Of all states together, members of the sets that they stand for: bounds the time to find them.
+_MAX_MEMBERS = 2_000_000
+# Larger automata are used as they are, since to make them minimal takes long.
+_MOST_TO_MINIMISE = 4_000
 DEAD = -1
 
 
@@ -40,6 +44,7 @@ class Nfa:
     def __init__(self) -> None:
         self.edges: list[list[tuple[int, int, int]]] = [[]]  # (least byte, largest byte, next state) of each state
         self.empty: list[list[int]] = [[]]  # next states without reading anything
+        self.num_empty = 0
 
     def add_state(self) -> int:
         """A new state. Raises TooLargeError."""
@@ -50,7 +55,10 @@ class Nfa:
         return len(self.edges) - 1
 
     def add_empty(self, start: int, end: int) -> None:
-        """A way from one state to another that reads nothing."""
+        """A way from one state to another that reads nothing. Raises TooLargeError."""
+        self.num_empty += 1
+        if self.num_empty >= 8 * MAX_STATES:
+            raise TooLargeError
         self.empty[start].append(end)
 
     def add_characters(self, start: int, ranges: Ranges, end: int) -> None:
@@ -78,13 +86,14 @@ class Nfa:
         first = self._closure([0])
         numbers = {first: 0}
         rows: list[np.ndarray] = []
-        subsets = [first]
+        subsets, members = [first], len(first)
         for subset in subsets:  # grows
             row = np.full(256, DEAD, np.int32)
             for low, high, targets in self._moves(subset):
                 closure = self._closure(targets)
                 if closure not in numbers:
-                    if len(numbers) >= MAX_STATES:
+                    members += len(closure)
+                    if len(numbers) >= MAX_STATES or members > _MAX_MEMBERS:
                         raise TooLargeError
                     numbers[closure] = len(numbers)
                     subsets.append(closure)
@@ -140,10 +149,12 @@ def intersection(first: ByteAutomaton, second: ByteAutomaton) -> ByteAutomaton:
 def _minimal(table: np.ndarray, is_accepting: np.ndarray) -> ByteAutomaton:
     """The automaton with equivalent states made one and those left out that no text of the language passes.
 
-    Source: Moore's refinement of partitions.
+    A large one keeps equivalent states. Source: Moore's refinement of partitions.
     """
     is_live = _leads_to(table, is_accepting)
     table = np.where((table != DEAD) & is_live[table], table, DEAD)
+    if len(table) > _MOST_TO_MINIMISE:
+        return ByteAutomaton(table.astype(np.int32), is_accepting)
     columns = np.unique(table, axis=1)  # bytes that do the same everywhere count once
     groups = is_accepting.astype(np.int64)
     count = len(np.unique(groups))
@@ -165,12 +176,17 @@ def _minimal(table: np.ndarray, is_accepting: np.ndarray) -> ByteAutomaton:
 
 def _leads_to(table: np.ndarray, is_accepting: np.ndarray) -> np.ndarray:
     """[Q] whether an accepting state can be reached."""
+    sources, _ = np.nonzero(table != DEAD)
+    targets = table[table != DEAD]
+    order = np.argsort(targets, kind="stable")
+    sources, bounds = sources[order], np.searchsorted(targets[order], np.arange(len(table) + 1))
     is_live = is_accepting.copy()
-    while True:
-        wider = is_live | np.any((table != DEAD) & is_live[table], axis=1)
-        if np.array_equal(wider, is_live):
-            return is_live
-        is_live = wider
+    for state in (waiting := np.flatnonzero(is_accepting).tolist()):  # grows
+        for source in np.unique(sources[bounds[state] : bounds[state + 1]]).tolist():
+            if not is_live[source]:
+                is_live[source] = True
+                waiting.append(source)
+    return is_live
 
 
 def _reachable(table: np.ndarray, start: int) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trocr_jax.constraints.automaton import ByteAutomaton
+from trocr_jax.constraints.automaton import ByteAutomaton, TooLargeError
 from trocr_jax.constraints.vocabulary import Spellings, Vocabulary
 from trocr_jax.decoding.token_automaton import MAX_EDGES, TokenAutomaton, make_automaton
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -19,7 +19,7 @@ _BEGUN, _END, _OWN = 1, 2, 3
 
 
 def from_bytes(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
-    """All ways to spell the texts of an automaton over bytes in tokens. Raises ValueError where they are too many."""
+    """All ways to spell the texts of an automaton over bytes in tokens. Raises TooLargeError."""
     own: dict[int, int] = {}  # the number of each of the automaton's states that the text can be in between two tokens
     waiting: list[int] = []
 
@@ -39,7 +39,7 @@ def from_bytes(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomat
         found.append(edges(state, vocabulary.later))
         count += len(found[-1][0])
         if count > MAX_EDGES:
-            raise ValueError("the constraint allows too many texts to be followed; use smaller repetition counts")
+            raise TooLargeError
     return _automaton(beginning, found, vocabulary)
 
 
@@ -58,16 +58,15 @@ def from_texts(texts: Sequence[str], tokenizer: TrOCRTokenizer, vocabulary: Voca
 def _trie(spelt: Sequence[Sequence[int]], vocabulary: Vocabulary) -> tuple[Edges, list[Edges]]:
     """(the edges of its root, those of the other nodes): level by level, all texts at once."""
     lengths = np.array([len(tokens) for tokens in spelt])
-    padded = np.zeros((len(spelt), max(lengths, default=0)), np.int64)
-    for i, tokens in enumerate(spelt):
-        padded[i, : len(tokens)] = tokens
+    flat = np.fromiter(itertools.chain.from_iterable(spelt), np.int64, lengths.sum())
+    firsts = np.cumsum(lengths) - lengths
     texts, nodes = np.arange(len(spelt)), np.zeros(len(spelt), np.int64)  # of each text, the node that it has come to
     levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (parents, tokens, nodes)
     is_end, count = [0] * bool(np.any(lengths == 0)), 1
-    for place in range(padded.shape[1]):
+    for place in range(max(lengths, default=0)):
         longer = lengths[texts] > place
         texts, nodes = texts[longer], nodes[longer]
-        keys, inverse = np.unique(nodes * vocabulary.size + padded[texts, place], return_inverse=True)
+        keys, inverse = np.unique(nodes * vocabulary.size + flat[firsts[texts] + place], return_inverse=True)
         levels.append((keys // vocabulary.size, keys % vocabulary.size, count + np.arange(len(keys))))
         nodes = count + inverse
         count += len(keys)

@@ -100,6 +100,8 @@ def _add(nfa: Nfa, items: Any, start: int, flags: int) -> int:
             start = _add_repeat(nfa, argument, start, flags)
         elif operation is _constants.FAILURE:
             start = nfa.add_state()
+        elif operation is _constants.AT and argument not in (*_BEGINNINGS, *_ENDS):
+            raise NotRegularError(r"\b or \B")
         else:
             raise NotRegularError(_REFUSED.get(operation, str(operation)))
     return start
@@ -108,7 +110,9 @@ def _add(nfa: Nfa, items: Any, start: int, flags: int) -> int:
 def _add_repeat(nfa: Nfa, argument: Any, start: int, flags: int) -> int:
     least, most, inner = argument
     for _ in range(least):
-        start = _add(nfa, inner, start, flags)
+        start, before = _add(nfa, inner, start, flags), start
+        if start == before:  # it reads nothing, however often
+            return start
     if most is _constants.MAXREPEAT:
         # States of their own, since what stands before and behind may loop as well.
         loop, end = nfa.add_state(), nfa.add_state()

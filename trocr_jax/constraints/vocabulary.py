@@ -58,12 +58,14 @@ class Vocabulary:
 
     size: int  # the model's, which may be larger than the tokenizer's
     end_tokens: tuple[int, ...]
-    begin_token: int | None  # may stand once before the text, where a model was trained to put it there
+    begin_token: int | None  # may stand once before the text
     first: Spellings
     later: Spellings
 
     @classmethod
-    def of(cls, tokenizer: TrOCRTokenizer, size: int, end_tokens: tuple[int, ...]) -> Vocabulary:
+    def of(
+        cls, tokenizer: TrOCRTokenizer, size: int, end_tokens: tuple[int, ...], begin_token: int | None = None
+    ) -> Vocabulary:
         """The vocabulary of a tokenizer. Raises ValueError for one whose decoder is of an unknown kind."""
         backend = tokenizer.backend
         special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -81,11 +83,10 @@ class Vocabulary:
             raise ValueError(
                 f"constraints need a byte-level or a SentencePiece tokenizer; this one decodes with {backend.decoder}"
             )
-        begin = tokenizer.bos_token_id
         return cls(
             size=size,
             end_tokens=tuple(end for end in end_tokens if end < size),
-            begin_token=None if begin is None or begin in end_tokens or begin >= size else begin,
+            begin_token=None if begin_token in end_tokens else begin_token,
             first=Spellings.of(first),
             later=Spellings.of({i: spelling for i, spelling in later.items() if spelling}),
         )

@@ -106,7 +106,9 @@ def make_constrain(
 
     Raises ValueError for a constraint that no text of the allowed length satisfies.
     """
-    each = [constraints] * batch if isinstance(constraints, TokenAutomaton) else list(constraints or [None] * batch)
+    if constraints is None or isinstance(constraints, TokenAutomaton):
+        constraints = [constraints] * batch
+    each = list(constraints)
     if len(each) != batch:
         raise ValueError(f"there are {len(each)} constraints for {batch} images; pass one for all, or one for each")
     if all(automaton is None for automaton in each):
@@ -115,7 +117,11 @@ def make_constrain(
     automata = [automaton or free for automaton in each]
     room = (settings.max_length or 0) - prompt.shape[1]
     for i, automaton in enumerate(automata):
-        check_length(automaton, prompt[i, 1:].tolist(), room, i)
+        given = prompt[i, 1:].tolist()
+        check_length(automaton, given, room, f"image {i}: ")
+        forced = settings.forced_bos_token_id
+        if forced is not None and not given and automaton.advance(int(automaton.starts[0]), [forced]) is None:
+            raise ValueError(f"image {i}: the constraint does not allow the text to begin with forced_bos_token_id")
     distinct = tuple(dict.fromkeys(automata))
     joined, tables = _prepared(distinct, vocab_size)
     starts = joined.starts[[distinct.index(automaton) for automaton in automata]]
@@ -123,15 +129,18 @@ def make_constrain(
     return Constrain(tables, np.concatenate([starts, fill]), np.int32(settings.max_length or 0))
 
 
-def check_length(automaton: TokenAutomaton, given: Iterable[int], room: int, image: int) -> None:
-    """Raises ValueError unless some text that begins with the tokens given needs at most `room` more."""
+def check_length(automaton: TokenAutomaton, given: Iterable[int], room: int, whose: str = "") -> None:
+    """Raises ValueError unless some text that begins with the tokens given needs at most `room` more.
+
+    Errors begin with `whose` constraint it is.
+    """
     state = automaton.advance(int(automaton.starts[0]), given)
     if state is None:
-        raise ValueError(f"image {image}: the constraint allows no text that begins with its decoder_input_ids")
+        raise ValueError(f"{whose}the constraint allows no text that begins with its decoder_input_ids")
     needed = int(automaton.to_go[state])
     if needed > room:
         raise ValueError(
-            f"image {image}: the shortest text that the constraint allows has {needed} tokens, its end included, but "
+            f"{whose}the shortest text that the constraint allows has {needed} tokens, its end included, but "
             f"only {room} are allowed; raise max_new_tokens"
         )
 

@@ -77,14 +77,14 @@ def _of_places(
     ends = settings.eos_token_ids
     if settings.min_length > 0 and ends:
         yield MinLength(np.int32(settings.min_length), mask("eos_token_id", ends))
-    if constraint is not None:
-        yield constraint  # where the reference has its prefix_allowed_tokens_fn
     if settings.forced_bos_token_id is not None:
         yield ForceTokens(mask("forced_bos_token_id", settings.forced_bos_token_id), np.int32(1))
     if settings.forced_eos_token_id is not None:
         yield ForceTokens(mask("forced_eos_token_id", settings.forced_eos_token_id), max_length - 1)
     if settings.remove_invalid_values:
         yield RemoveInvalidValues()
+    if constraint is not None:
+        yield constraint  # behind what would make a closed token an open one
     if settings.exponential_decay_length_penalty is not None:
         start, factor = settings.exponential_decay_length_penalty
         yield ExponentialDecayLengthPenalty(
