@@ -53,7 +53,7 @@ def test_tokens_are_drawn_with_their_probabilities():
     scores = np.log(rng.dirichlet(np.full(12, 0.7))).astype(np.float32)
     scores[[3, 8]] = -np.inf
     rows = np.broadcast_to(scores, (DRAWS, 12))
-    tokens = np.asarray(jax.jit(greedy.choose)(rows, np.int32(4), search_options(DRAWS)))
+    tokens = np.asarray(jax.jit(greedy.choose)(rows, np.int32(4), search_options(DRAWS))[0])
     wanted = np.exp(scores) / np.exp(scores).sum()
     drawn = np.bincount(tokens, minlength=12) / DRAWS
     assert drawn[3] == drawn[8] == 0
@@ -61,7 +61,7 @@ def test_tokens_are_drawn_with_their_probabilities():
     kept = wanted > 0
     assert DRAWS * np.sum((drawn[kept] - wanted[kept]) ** 2 / wanted[kept]) < 27.9
     # Another step draws anew.
-    again = np.asarray(jax.jit(greedy.choose)(rows, np.int32(5), search_options(DRAWS)))
+    again = np.asarray(jax.jit(greedy.choose)(rows, np.int32(5), search_options(DRAWS))[0])
     assert 0.05 < np.mean(again == tokens) < 0.6
 
 
