@@ -24,6 +24,22 @@ OnError = Literal["return", "raise"]
 Boxes = Literal[False, True, "word", "char"]
 
 
+def check_choices(
+    on_error: Any, batch_size: int | None, read_ahead: int | None, boxes: Any, reject_below: float | None
+) -> None:
+    """Raises ValueError for an argument of `stream` that is none of its choices."""
+    if on_error not in ("return", "raise"):
+        raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
+    if read_ahead is not None and (not isinstance(read_ahead, int) or read_ahead < 0):
+        raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
+    if boxes not in (False, True, "word", "char"):
+        raise ValueError(f'boxes is {boxes!r}; choose True ("word"), "char" or False')
+    if reject_below is not None and not 0 <= reject_below <= 1:
+        raise ValueError(f"reject_below is {reject_below!r}; a confidence is a probability, from 0 to 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """What one call reads with: a model, and how.

@@ -36,7 +36,7 @@ from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.opening import OpenedImage, take_image, to_device
 from trocr_jax.processing.image import ImageProcessor, as_list, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
-from trocr_jax.reading import Boxes, OnError, Reading
+from trocr_jax.reading import Boxes, OnError, Reading, check_choices
 from trocr_jax.results import Recognition, judge
 from trocr_jax.sharding import shard_batch
 
@@ -173,14 +173,7 @@ class TrOCR(Saved):
         how many batches are taken and opened beyond the one being waited for, so that the device never waits: 2 for a
         list; 0 for an iterator, whose next image may be long in coming, unless it is asked for.
         """
-        if on_error not in ("return", "raise"):
-            raise ValueError(f'on_error is {on_error!r}; choose "return" or "raise"')
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an int of at least 1")
-        if boxes not in (False, True, "word", "char"):
-            raise ValueError(f'boxes is {boxes!r}; choose True ("word"), "char" or False')
-        if reject_below is not None and not 0 <= reject_below <= 1:
-            raise ValueError(f"reject_below is {reject_below!r}; a confidence is a probability, from 0 to 1")
+        check_choices(on_error, batch_size, read_ahead, boxes, reject_below)
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
         positions = self.config.decoder.max_position_embeddings
@@ -191,8 +184,6 @@ class TrOCR(Saved):
         check_constraints(automata, images, settings.max_length or 0)
         if read_ahead is None:
             read_ahead = 2 if isinstance(images, Sequence | np.ndarray) else 0
-        elif not isinstance(read_ahead, int) or read_ahead < 0:
-            raise ValueError(f"read_ahead is {read_ahead!r}; it is a number of batches, 0 or more")
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         _ = self._network.runtime  # on the device, before what is left of its memory is asked for
         rows = max(settings.num_beams, settings.num_return_sequences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -16,7 +17,7 @@ from trocr_jax.decoding.token_automaton import MAX_EDGES, NEVER, TokenAutomaton
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
 
 
-class Constraint:
+class Constraint(abc.ABC):
     """What a text may be. `a & b` is both at once.
 
     Texts are compared as they are returned, character by character; but where a model's tokenizer puts a space in front
@@ -28,9 +29,9 @@ class Constraint:
             raise ValueError(f"{other!r} is no constraint; make one with AllowedCharacters, Lexicon or Pattern")
         return Both(self, other)
 
+    @abc.abstractmethod
     def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
         """The constraints that all have to hold, none of them a Both."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
