@@ -97,7 +97,8 @@ def compiled(name: str, dtype: str, batch: int, length: int) -> dict[str, float]
     import jax.numpy as jnp
     import numpy as np
 
-    from trocr_jax.decoding.generate import Inputs, _search_options, run
+    from trocr_jax.decoding.generate import Inputs, make_search_options, run
+    from trocr_jax.decoding.processor_list import make_processors
     from trocr_jax.generation_config import GenerationConfig
     from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, prepare
     from trocr_jax.modeling.policy import get_policy, prepared
@@ -114,7 +115,8 @@ def compiled(name: str, dtype: str, batch: int, length: int) -> dict[str, float]
         prompt_length=1,
         max_positions=config.decoder.max_position_embeddings,
     )
-    options = _search_options(settings, None, np.ones(batch, bool), config.decoder.vocab_size, 1)
+    processors = make_processors(settings, config.decoder.vocab_size, 1)
+    options = make_search_options(settings, processors, None, np.ones(batch, bool))
     static = {"model": model, "num_beams": BEAMS, "num_samples": 1, "length": length}
     found = run.lower(params, inputs, options, **static).compile().memory_analysis()
     cache = jax.eval_shape(
