@@ -8,8 +8,9 @@ memory is all else.
 - trocr_jax: what the compiled program (for this machine's backend) needs at the full batch, by XLA's memory analysis;
   it is reserved whole, however short the texts are. Nothing is run, and no weights are made.
 - transformers: the highest sum of what torch's allocator holds while `generate` runs, by torch's profiler, at batches
-  of 1, 2 and 3 (its records take memory as well: 24 GB do not hold those of 24 tokens of trocr-base). It grows by the same amount from each to the next, which is checked, so that it is known at the full
-  batch. The keys and values of cross-attention in it, repeated for each beam, are told from their shapes.
+  of 1, 2 and 3 (its records take memory as well: 24 GB do not hold those of 24 tokens of trocr-base). It grows by the
+  same amount from each to the next, which is checked, so that it is known at the full batch. The keys and values of
+  cross-attention in it, repeated for each beam, are told from their shapes.
 - processes: the highest resident size of a process of its own during a second run above the size before it, of both
   sides, in float32, at a batch that fits most machines.
 """
