@@ -109,8 +109,8 @@ class Journal:
             )
         if self.num_late:
             notes.append(
-                f"the input has new images in front of {self.num_late} that were read earlier: their lines stand "
-                f"behind those in {self.path}"
+                f"the input has new images in front of {self.num_late} that were read earlier: the new ones' lines "
+                f"stand at the end of {self.path}"
             )
         return notes
 

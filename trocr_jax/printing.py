@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -11,8 +12,17 @@ if TYPE_CHECKING:
     from trocr_jax.results import Recognition
 
 
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = {escape: character for character, escape in _ESCAPES.items()}
+
+
 def _escape(field: str) -> str:
-    return field.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return field.translate({ord(character): escape for character, escape in _ESCAPES.items()})
+
+
+def unescape(field: str) -> str:
+    """A field of a line of format "tsv" as it was."""
+    return re.sub(r"\\[tnr\\]", lambda match: _ESCAPED[match[0]], field)
 
 
 FORMATS: dict[str, Callable[[Recognition], str | None]] = {

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from tests.decoding.test_options import BASIC
 from tests.twins import default_twin, make_reader, oracle_generate, switched
 from trocr_jax.decoding.generate import bucket, generate, length_bucket, run
 from trocr_jax.generation_config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
@@ -22,21 +23,7 @@ READERS = {
 # Some of each whose texts end at many steps; most random twins' do.
 SEEDS = {"learned": (0, 1), "sinusoidal": (0, 1), "deit": (1, 2, 4, 5)}
 # No_repeat_ngram and the like alone and together; test_options tries them one by one.
-OTHER_OPTIONS = [
-    {},
-    {"repetition_penalty": 1.4},
-    {"repetition_penalty": 0.7},
-    {"no_repeat_ngram_size": 1},
-    {"no_repeat_ngram_size": 2},
-    {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
-    {"min_length": 7},
-    {"min_new_tokens": 5},
-    {"suppress_tokens": [5, 7, 11]},
-    {"suppress_tokens": [2]},
-    {"max_new_tokens": 3},
-    {"max_new_tokens": 1},
-    {"no_repeat_ngram_size": 2, "min_new_tokens": 6, "suppress_tokens": [4, 9], "repetition_penalty": 1.1},
-]
+OTHER_OPTIONS = [{}, *BASIC[:-1], {"max_new_tokens": 3}, {"max_new_tokens": 1}, BASIC[-1]]
 BEAMS = [
     {"num_beams": num_beams, "length_penalty": penalty, "early_stopping": early, "num_return_sequences": returned}
     for num_beams in (2, 4, 5, 10)

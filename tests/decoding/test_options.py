@@ -15,6 +15,19 @@ from trocr_jax.decoding.generate import generate, run
 from trocr_jax.generation_config import GenerationConfig
 
 SETTINGS = GenerationConfig(decoder_start_token_id=2, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+# Repetition, lengths and forbidden tokens, alone and together.
+BASIC = [
+    {"repetition_penalty": 1.4},
+    {"repetition_penalty": 0.7},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
+    {"min_length": 7},
+    {"min_new_tokens": 5},
+    {"suppress_tokens": [5, 7, 11]},
+    {"suppress_tokens": [2]},
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 6, "suppress_tokens": [4, 9], "repetition_penalty": 1.1},
+]
 ALONE = [
     {"sequence_bias": {(7,): -4.0, (5, 6): 3.0}},
     {"sequence_bias": [[[11], 2.0], [[3, 9, 4], -10.0]]},
@@ -28,16 +41,7 @@ ALONE = [
     {"begin_suppress_tokens": [2, 5, 9]},
     {"remove_invalid_values": True},
     {"renormalize_logits": True},
-    {"repetition_penalty": 1.4},
-    {"repetition_penalty": 0.7},
-    {"no_repeat_ngram_size": 1},
-    {"no_repeat_ngram_size": 2},
-    {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
-    {"min_length": 7},
-    {"min_new_tokens": 5},
-    {"suppress_tokens": [5, 7, 11]},
-    {"suppress_tokens": [2]},
-    {"no_repeat_ngram_size": 2, "min_new_tokens": 6, "suppress_tokens": [4, 9], "repetition_penalty": 1.1},
+    *BASIC,
 ]
 
 

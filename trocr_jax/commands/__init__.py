@@ -1,1 +1,1 @@
-"""The command line's further commands, one a module: its arguments and what it runs."""
+"""The command line's commands, one or two a module: its arguments and what it runs."""

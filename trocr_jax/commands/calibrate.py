@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 import sys
 from typing import Any
+
+from trocr_jax.printing import unescape
 
 DESCRIPTION = """\
 Reads lines whose texts are known and writes calibration.json into the model's folder, which every later read uses.
@@ -14,7 +15,6 @@ LINES holds a path, a tab and the true text on each line, as `trocr-jax read --f
 file by hand. Some hundred lines that the model was not trained on are needed.
 """
 FEW = 100
-_ESCAPES = {"\\t": "\t", "\\n": "\n", "\\r": "\r", "\\\\": "\\"}
 
 
 def add_calibrate(commands: Any) -> None:
@@ -69,10 +69,6 @@ def read_lines(path: pathlib.Path) -> tuple[list[str], list[str]]:
             image, tab, text = line.rstrip("\r").partition("\t")
             if not tab:
                 raise ValueError(f"{path}: line {i} has no tab between a path and a text")
-            paths.append(_unescape(image))
-            texts.append(_unescape(text))
+            paths.append(unescape(image))
+            texts.append(unescape(text))
     return paths, texts
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\[tnr\\]", lambda match: _ESCAPES[match[0]], field)

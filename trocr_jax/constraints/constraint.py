@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import os
@@ -17,7 +16,7 @@ from trocr_jax.decoding.token_automaton import MAX_EDGES, NEVER, TokenAutomaton
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
 
 
-class Constraint(abc.ABC):
+class Constraint:
     """What a text may be. `a & b` is both at once.
 
     Texts are compared as they are returned, character by character; but where a model's tokenizer puts a space in front
@@ -29,9 +28,9 @@ class Constraint(abc.ABC):
             raise ValueError(f"{other!r} is no constraint; make one with AllowedCharacters, Lexicon or Pattern")
         return Both(self, other)
 
-    @abc.abstractmethod
-    def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
+    def parts(self) -> Iterator[Constraint]:
         """The constraints that all have to hold, none of them a Both."""
+        yield self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +43,6 @@ class AllowedCharacters(Constraint):
         if not isinstance(self.characters, str) or not self.characters:
             raise ValueError(f"characters are {self.characters!r}; pass a string such as '0123456789'")
         _check_unicode([self.characters])
-
-    def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
-        yield self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +58,7 @@ class Pattern(Constraint):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             raise ValueError(f"pattern is {self.pattern!r}; pass a string such as r'[0-9]+'")
-        compiled_pattern(self.pattern)
-
-    def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
-        yield self
+        compile_pattern(self.pattern)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -102,9 +95,6 @@ class Lexicon(Constraint):
     def __repr__(self) -> str:
         return f"Lexicon of {len(self.texts)} texts"
 
-    def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
-        yield self
-
 
 @dataclasses.dataclass(frozen=True)
 class Both(Constraint):
@@ -116,7 +106,7 @@ class Both(Constraint):
     def __repr__(self) -> str:
         return f"{self.first} & {self.second}"
 
-    def parts(self) -> Iterator[AllowedCharacters | Pattern | Lexicon]:
+    def parts(self) -> Iterator[Constraint]:
         yield from self.first.parts()
         yield from self.second.parts()
 
@@ -166,14 +156,8 @@ def _vocabulary(tokenizer: TrOCRTokenizer, vocab_size: int, end_tokens: tuple[in
     return Vocabulary.of(tokenizer, vocab_size, end_tokens, tokenizer.bos_token_id if may_begin else None)
 
 
-def _language(part: AllowedCharacters | Pattern | Lexicon) -> ByteAutomaton:
+def _language(part: Constraint) -> ByteAutomaton:
     if isinstance(part, AllowedCharacters):
         return compile_characters(part.characters)
     assert isinstance(part, Pattern)
-    return compiled_pattern(part.pattern)
-
-
-@functools.lru_cache(maxsize=64)
-def compiled_pattern(pattern: str) -> ByteAutomaton:
-    """`compile_pattern`, with the last 64 kept."""
-    return compile_pattern(pattern)
+    return compile_pattern(part.pattern)

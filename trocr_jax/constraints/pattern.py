@@ -34,6 +34,7 @@ _BEGINNINGS = (_constants.AT_BEGINNING, _constants.AT_BEGINNING_STRING)
 _ENDS = (_constants.AT_END, _constants.AT_END_STRING)
 
 
+@functools.lru_cache(maxsize=64)
 def compile_pattern(pattern: str) -> ByteAutomaton:
     """The texts that `re.fullmatch(pattern, text)` matches, as an automaton over their UTF-8 bytes.
 

@@ -44,9 +44,9 @@ class TokenAutomaton:
             state = int(self.targets[edge])
         return state
 
-    def shortest(self, start: int = 0) -> int:
-        """The fewest tokens of a text of automaton `start`, the end token included; NEVER where there is none."""
-        return int(self.to_go[self.starts[start]])
+    def shortest(self) -> int:
+        """The fewest tokens of a text of the first automaton, the end token included; NEVER where there is none."""
+        return int(self.to_go[self.starts[0]])
 
 
 def make_automaton(edges: Sequence[tuple[np.ndarray, np.ndarray]], end_state: int) -> TokenAutomaton:
