@@ -18,6 +18,21 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 SAMPLES = pathlib.Path(__file__).parents[1] / "notebooks" / "samples"
 
 
+MAPS = pathlib.Path("/proc/self/maps")  # of Linux
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Drops compiled programs before the process runs out of memory maps.
+
+    XLA's CPU backend maps some 220 regions a program, and Linux grants a process 65,530 (vm.max_map_count): the
+    compiler dies of one too many.
+    """
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """64-bit numbers for the length of a test."""

@@ -1,0 +1,1 @@
+"""Lines with known texts, as files hold them."""

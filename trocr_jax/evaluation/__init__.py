@@ -1,0 +1,1 @@
+"""How well lines are read: error rates, as published, and reports."""
