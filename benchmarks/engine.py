@@ -6,8 +6,9 @@ Lines are drawn as in benchmarks/boxes.py, enlarged by `--scale` as a scan would
 ways are asked in turn, `--runs` times behind a first that is not counted. Beside lines a second stands the processor
 time of all threads, which other work on the machine disturbs less.
 
-The last way is given the images in another order, those of like width side by side within every 8 batches: what rows
-cost that have ended before the longest of their batch. A last table counts that: the share of the steps of all rows.
+The last way sorts several batches of images by width before it divides them, so that fewer rows wait for the longest of
+their batch. A last table counts that waiting: the share of the steps of all rows, by the number of batches sorted
+together.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from boxes import faces, random_text, render
 from trocr_jax import TrOCR
 from trocr_jax.processing.image import load_rgb
 
-WINDOW = 8  # batches
+WINDOWS = (1, 2, 4, 8)  # batches
 
 
 def draw_lines(folder: pathlib.Path, num_lines: int, scale: float) -> list[str]:
@@ -64,18 +65,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_lines(pathlib.Path(folder), options.lines, options.scale)
         ratios = np.array([width / height for width, height in (load_rgb(path).size for path in paths)])
-        window = WINDOW * size
-        alike = np.concatenate([i + np.argsort(ratios[i : i + window]) for i in range(0, len(ratios), window)])
         ways = {
             "one after the other": lambda: serially(ocr, paths, size, **search),
             "threads within a batch (`read_ahead=0`)": lambda: ocr.stream(
                 paths, batch_size=size, read_ahead=0, **search
             ),
             "one batch ahead": lambda: ocr.stream(paths, batch_size=size, read_ahead=1, **search),
-            "two batches ahead, the default": lambda: ocr.stream(paths, batch_size=size, **search),
-            "the same, images of like width together": lambda: ocr.stream(
-                [paths[i] for i in alike], batch_size=size, **search
-            ),
+            "two batches ahead": lambda: ocr.stream(paths, batch_size=size, read_ahead=2, **search),
+            "seven, and of like width, the default": lambda: ocr.stream(paths, batch_size=size, **search),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         texts = {}
@@ -95,10 +92,12 @@ def main() -> None:
         rates = [options.lines / wall for wall, _ in found]
         used = statistics.median(processor for _, processor in found) / options.lines * 1000
         print(f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} to {max(rates):.1f} | {used:.1f} |")
-    print("\n| batches | decoding behind the end of rows | steps |\n|---|---|---|")
-    for name, order in (("as they come", np.arange(len(ratios))), (f"alike within {WINDOW} batches", alike)):
+    print("\n| batches sorted together | decoding behind the end of rows | steps |\n|---|---|---|")
+    for window in WINDOWS:
+        starts = range(0, len(ratios), window * size)
+        order = np.concatenate([i + np.argsort(ratios[i : i + window * size], kind="stable") for i in starts])
         batches = [lengths[order[i : i + size]] for i in range(0, len(order), size)]
-        print(f"| {name} | {wasted(batches):.0%} | {sum(batch.max() for batch in batches)} |")
+        print(f"| {window} | {wasted(batches):.0%} | {sum(batch.max() for batch in batches)} |")
 
 
 if __name__ == "__main__":

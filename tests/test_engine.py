@@ -55,6 +55,31 @@ def test_results_come_in_order_and_no_more_is_taken_than_allowed(read_ahead):
     assert num_threads() == 0
 
 
+def test_alike_items_share_a_batch():
+    lengths, batches = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], []
+
+    def launch(batch):
+        batches.append([lengths[item] for item in batch])
+        return lambda: batch
+
+    made = Engine(lambda item: lambda: item, launch, batch_size=2, read_ahead=5, likeness=lambda item: lengths[item])
+    assert list(made.run(range(len(lengths)))) == list(range(len(lengths)))
+    # Windows of three batches, of which the batch with the earliest item goes first.
+    assert batches == [[4, 5], [1, 1], [5, 9], [2, 3], [6], [5, 5]]
+
+
+def test_a_result_that_is_an_error_is_raised_in_its_turn():
+    def launch(batch):
+        return lambda: [KeyError("no third") if item == 3 else item for item in batch]
+
+    results = Engine(lambda item: lambda: item, launch, batch_size=2, read_ahead=5, likeness=lambda item: -item).run(
+        range(20)
+    )
+    assert list(itertools.islice(results, 3)) == [0, 1, 2]
+    with pytest.raises(KeyError, match="no third"):
+        next(results)
+
+
 def test_no_items_and_a_last_batch_that_is_not_full():
     assert list(engine().run([])) == []
     assert list(engine(batch_size=4).run(range(6))) == [0, -1, -2, -3, -4, -5]
@@ -199,14 +224,14 @@ def test_images_may_be_closed_once_the_iterator_goes_on(ocr):
 
 
 def test_a_broken_image_is_raised_behind_the_results_before_it(ocr):
-    results = ocr.stream([*PATHS[:2], "missing.png", PATHS[2]], batch_size=1, on_error="raise")
+    results = ocr.stream([*PATHS[:2], "missing.png", PATHS[2]], on_error="raise")
     assert [next(results).source for _ in range(2)] == PATHS[:2]
     with pytest.raises(ValueError, match="missing"):
         next(results)
 
 
 def test_halved_batches_read_the_same(ocr, monkeypatch):
-    expected = ocr(PATHS, batch_size=2)
+    expected = list(ocr.stream(PATHS, batch_size=2, read_ahead=0))
     launch = trocr_jax.reading.launch
 
     def limited(*arguments, num_images, **inputs):
@@ -216,7 +241,7 @@ def test_halved_batches_read_the_same(ocr, monkeypatch):
 
     monkeypatch.setattr("trocr_jax.reading.launch", limited)
     with pytest.warns(UserWarning, match="batch_size=2") as caught:
-        assert ocr(PATHS, batch_size=4) == expected
+        assert list(ocr.stream(PATHS, batch_size=4, read_ahead=0)) == expected
     assert len(caught) == 1
 
 

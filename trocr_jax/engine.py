@@ -2,6 +2,12 @@
 
 While the device reads one batch, the next waits on it already, images of the one after that are opened by threads, and
 the host makes results of the one before. Nothing else is taken from the input, which may have no end.
+
+A batch goes on until its longest text ends. So that its texts are of like length, the items of several batches are
+opened and sorted before they are divided into batches; results still come in the items' order.
+
+In:  likeness 3 1 2 | 1 2 3, batch_size 2, windows of 3 items (0 to 2, 3 to 5)
+Out: batches (1, 2) (0) | (3, 4) (5), results 0 1 2 3 4 5
 """
 
 from __future__ import annotations
@@ -29,67 +35,105 @@ class Engine(Generic[Item, Opened, Result]):
     """Reads items in batches of `batch_size`, taking at most `read_ahead` batches beyond the one being waited for.
 
     `take` gets an item as soon as it is taken, in the caller's thread, and gives what a thread is to do to open it.
-    `launch` starts the device on some opened items and gives a function that waits for their results. Where the device
-    has no memory for that, `batch_size` is halved with a warning until it has.
+    `launch` starts the device on some opened items and gives a function that waits for their results; an exception
+    among those is raised when its turn comes. Where the device has no memory for that, `batch_size` is halved with a
+    warning until it has. Opened items of close `likeness` share a batch; half of what is taken is sorted by it while
+    the other half is opened.
     """
 
     def __init__(
         self,
         take: Callable[[Item], Callable[[], Opened]],
-        launch: Callable[[Sequence[Opened]], Callable[[], list[Result]]],
+        launch: Callable[[Sequence[Opened]], Callable[[], Sequence[Result | Exception]]],
         *,
         batch_size: int,
         read_ahead: int,
+        likeness: Callable[[Opened], float] = lambda _: 0.0,
     ) -> None:
         self._take = take
         self._launch = launch
         self.batch_size = batch_size
         self._read_ahead = read_ahead
-        self._opening: collections.deque[list[Future[Opened]]] = collections.deque()
-        self._launched: collections.deque[Callable[[], list[Result]]] = collections.deque()
+        self._window = max(1, (read_ahead + 1) // 2)  # batches that are sorted together
+        self._likeness = likeness
+        self._num_taken = self._num_given = 0
+        # Items by their numbers, on their way.
+        self._opening: collections.deque[dict[int, Future[Opened]]] = collections.deque()
+        self._batches: collections.deque[dict[int, Opened]] = collections.deque()
+        self._launched: collections.deque[tuple[list[int], Callable[[], Sequence[Result | Exception]]]]
+        self._launched = collections.deque()
+        self._done: dict[int, Result | Exception] = {}
 
     def run(self, items: Iterable[Item]) -> Iterator[Result]:
         """One result an item, in order. An error, also of the items' own iterator, comes behind the results before it.
 
         When it ends, is closed or fails, no thread of it is left.
         """
-        left, failure = iter(items), None
+        left = iter(items)
         pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "trocr_jax")
         try:
             while True:
-                # Errors are raised below, behind the results of what came before.
                 try:
                     self._fill(left, pool)
                 except Exception as error:
-                    left, failure = iter(()), error
-                try:
-                    while self._opening and len(self._launched) < LAUNCHED:
-                        self._launched.append(self._started([image.result() for image in self._opening.popleft()]))
-                except Exception as error:
-                    left, failure = iter(()), error
-                    self._opening.clear()
+                    left, self._done[self._num_taken] = iter(()), error
+                while (self._batches or self._opening) and len(self._launched) < LAUNCHED:
+                    self._launch_next()
                 if self._launched:
-                    yield from self._launched.popleft()()
-                elif failure is not None:
-                    raise failure
-                else:
+                    self._wait()
+                elif self._num_given not in self._done:
                     return
+                while self._num_given in self._done:
+                    result = self._done.pop(self._num_given)
+                    if isinstance(result, Exception):
+                        raise result
+                    self._num_given += 1
+                    yield result
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _fill(self, left: Iterator[Item], pool: ThreadPoolExecutor) -> None:
-        while len(self._opening) + len(self._launched) <= self._read_ahead:
-            batch: list[Future[Opened]] = []
+        def held() -> int:
+            return self._num_taken - self._num_given
+
+        while held() + (size := self._window * self.batch_size) <= (self._read_ahead + 1) * self.batch_size:
+            window: dict[int, Future[Opened]] = {}
             try:
-                for item in itertools.islice(left, self.batch_size):
-                    batch.append(pool.submit(self._take(item)))  # noqa: PERF401 - some may be there before an error
+                for item in itertools.islice(left, size):
+                    window[self._num_taken] = pool.submit(self._take(item))
+                    self._num_taken += 1
             finally:
-                if batch:
-                    self._opening.append(batch)
-            if not batch:
+                if window:  # some may be there before an error
+                    self._opening.append(window)
+            if not window:
                 return
 
-    def _started(self, batch: list[Opened]) -> Callable[[], list[Result]]:
+    def _launch_next(self) -> None:
+        """Starts the device on the batch that holds the next result."""
+        if not self._batches:
+            window = self._opening.popleft()
+            try:
+                opened = {number: item.result() for number, item in window.items()}
+            except Exception as error:
+                self._done[min(window)] = error
+                return
+            order = iter(sorted(opened, key=lambda number: self._likeness(opened[number])))
+            groups = [group for _ in opened if (group := list(itertools.islice(order, self.batch_size)))]
+            self._batches.extend({i: opened[i] for i in group} for group in sorted(groups, key=min))
+        batch = self._batches.popleft()
+        try:
+            self._launched.append((list(batch), self._started(list(batch.values()))))
+        except Exception as error:
+            self._done[min(batch)] = error
+
+    def _wait(self) -> None:
+        numbers, wait = self._launched.popleft()
+        try:
+            self._done |= zip(numbers, wait(), strict=True)
+        except Exception as error:
+            self._done[min(numbers)] = error
+
+    def _started(self, batch: list[Opened]) -> Callable[[], Sequence[Result | Exception]]:
         """What waits for the batch's results, the device being at work on it meanwhile unless it has no room."""
         try:
             wait = self._launch(batch)
@@ -97,7 +141,7 @@ class Engine(Generic[Item, Opened, Result]):
             self._halve(len(batch), error)
             return lambda: self._in_parts(batch)
 
-        def results() -> list[Result]:
+        def results() -> Sequence[Result | Exception]:
             try:
                 return wait()
             except jax.errors.JaxRuntimeError as error:
@@ -106,8 +150,8 @@ class Engine(Generic[Item, Opened, Result]):
 
         return results
 
-    def _in_parts(self, batch: list[Opened]) -> list[Result]:
-        results: list[Result] = []
+    def _in_parts(self, batch: list[Opened]) -> Sequence[Result | Exception]:
+        results: list[Result | Exception] = []
         while batch:
             part, batch = batch[: self.batch_size], batch[self.batch_size :]
             results += self._started(part)()

@@ -27,7 +27,8 @@ class OpenedImage:
 
     `number` is its place among all images, `source` its path if it has one, `levels` uint8 [height, width, 3] at the
     model's size. `ink` marks the ink in the upright image, where it was asked for. `error` is why it is unread, if that
-    is an error. `automaton` is the text's constraint.
+    is an error. `automaton` is the text's constraint. `aspect` is the original's width over its height: what is known
+    of a text's length before it is read.
     """
 
     number: int
@@ -37,6 +38,7 @@ class OpenedImage:
     unread: Recognition | None = None
     error: ImageError | None = None
     automaton: TokenAutomaton | None = None
+    aspect: float = 0.0
 
 
 def take_image(
@@ -67,7 +69,7 @@ def _open(
     if skip_blank and is_blank(rgb):
         return OpenedImage(number, source, unread=Recognition("", finish_reason="blank", source=source))
     ink = find_ink(rgb) if with_ink else None
-    return OpenedImage(number, source, levels=image_processor.levels(rgb), ink=ink)
+    return OpenedImage(number, source, image_processor.levels(rgb), ink, aspect=rgb.width / rgb.height)
 
 
 def _broken(number: int, source: str | None, error: ImageError) -> OpenedImage:

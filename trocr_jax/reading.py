@@ -56,17 +56,21 @@ class Reading:
     key: Any
     options: Mapping[str, Any]
 
-    def launch(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition]]:
-        """Starts the device on those that can be read -> what waits for one result an image, in order."""
+    def launch(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition | Exception]]:
+        """Starts the device on those that can be read -> what waits for one result an image, in order.
+
+        With on_error="raise" the result of an image that cannot be read is its error.
+        """
         opened = [image for image in images if image.levels is not None]
         wait = self._start(opened) if opened else list
 
-        def results() -> list[Recognition]:
-            if self.on_error == "raise":
-                for error in (image.error for image in images if image.error is not None):
-                    raise error
+        def results() -> list[Recognition | Exception]:
             read = iter(wait())
-            return [next(read) if image.unread is None else image.unread for image in images]
+            found: list[Recognition | Exception] = []
+            for image in images:
+                error = image.error if self.on_error == "raise" else None
+                found.append(error or image.unread or next(read))
+            return found
 
         return results
 

@@ -170,8 +170,9 @@ class TrOCR(Saved):
         """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call.
 
         `image_numbers`, one an image, are their places among all images where these are a part of them. `read_ahead` is
-        how many batches are taken and opened beyond the one being waited for, so that the device never waits: 2 for a
-        list; 0 for an iterator, whose next image may be long in coming, unless it is asked for.
+        how many batches are taken and opened beyond the one being waited for, so that the device never waits and images
+        of like width can share a batch (4 batches at a time are sorted; a batch goes on until its longest text ends):
+        7 for a list; 0 for an iterator, whose next image may be long in coming, unless it is asked for.
         """
         check_choices(on_error, batch_size, read_ahead, boxes, reject_below)
         # A missing tokenizer and wrong options are known before the first image is opened.
@@ -183,7 +184,7 @@ class TrOCR(Saved):
         automata = self._compiled(constraint, settings)
         check_constraints(automata, images, settings.max_length or 0)
         if read_ahead is None:
-            read_ahead = 2 if isinstance(images, Sequence | np.ndarray) else 0
+            read_ahead = 7 if isinstance(images, Sequence | np.ndarray) else 0
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         _ = self._network.runtime  # on the device, before what is left of its memory is asked for
         rows = max(settings.num_beams, settings.num_return_sequences)
@@ -210,6 +211,7 @@ class TrOCR(Saved):
             reading.launch,
             batch_size=batch_size or most * self._network.num_parts,
             read_ahead=read_ahead,
+            likeness=lambda image: image.aspect,
         )
         found = engine.run(with_automata(numbered, automata))
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
