@@ -1,0 +1,230 @@
+"""Time of reading, pixels to ids, beside what a user would pick instead, with the same weights and pixels.
+
+usage: python -m benchmarks.run [--device cpu] [--suite quick] [--peers NAME ...] [--output FOLDER] ...
+
+Random models of the official architectures, as many tokens as asked for in every text; then the embedded model over
+lines of text with natural stops. Each contender is a process of its own, stopped while it is not its turn; they are
+asked in turn behind a first run that is not counted (it compiles). Medians and ranges over rounds; a ratio's range is
+that of the ratios within rounds. Ids are compared with transformers' in float32. The floor is benchmarks/floor.py's.
+
+A peer that is not set up is a row that says how: python -m benchmarks.environments NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from benchmarks import floor, machine, twin
+from benchmarks.contenders import PEERS, REFERENCE, Contender, chosen, interpreter, ours
+from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.environments import cache_folder
+from benchmarks.lines import FOLDER, some_lines
+from benchmarks.report import report
+from benchmarks.rounds import Patience, measure, note, share_equal
+from trocr_jax import TrOCRProcessor
+from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.evaluation.metrics import character_error_rate
+from trocr_jax.modeling import policy
+from trocr_jax.recognizer import EMBEDDED
+from trocr_jax.registry import OFFICIAL
+
+SUITES = {
+    "quick": {"models": ["base"], "batches": [1, 8], "beams": [1, 4]},
+    "full": {"models": ["small", "base", "large"], "batches": [1, 8, 32], "beams": [1, 4]},
+}
+LINES, LINES_BATCH = 256, 32
+
+
+def policies() -> list[Contender]:
+    """This library under every policy that it has but float64."""
+    return [ours(name, found.operand) for name, found in policy._POLICIES.items() if name != "float64"]
+
+
+class Field:
+    """The contenders of one model, running; `problems` are the reasons of those that could not start."""
+
+    def __init__(self, contenders: list[Contender], folder: pathlib.Path, device: str, patience: Patience) -> None:
+        self.contenders = {contender.name: contender for contender in contenders}
+        self.processes: dict[str, Process] = {}
+        self.versions: dict[str, dict[str, str]] = {}
+        self.problems: dict[str, str] = {}
+        self._patience = patience
+        for name, contender in self.contenders.items():
+            note(f"{name} loads")
+            try:
+                self._start(contender, folder, device)
+            except (ContenderError, FileNotFoundError) as error:
+                self.problems[name] = str(error)
+
+    def _start(self, contender: Contender, folder: pathlib.Path, device: str) -> None:
+        command = [str(interpreter(contender)), "-W", "ignore", "-m", "benchmarks.contenders", contender.side]
+        environment = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        process = Process(command, environment)
+        self.processes[contender.name] = process
+        given = {"folder": str(folder), "device": device, "dtype": contender.dtype, "options": dict(contender.options)}
+        try:
+            self.versions[contender.name] = process.ask(self._patience.limit, do="load", **given)["versions"]
+        except ContenderError:
+            self.processes.pop(contender.name).close()
+            raise
+
+    def measure(self, pixels: pathlib.Path, batch: int, options: dict[str, Any], runs: int) -> dict[str, Any]:
+        """Results of all contenders in order, and the share of rows whose ids are the reference's."""
+        request = {"pixels": str(pixels), "batch": batch, "options": options}
+        found = measure(self.processes, request, runs, self._patience)
+        results = {name: found.get(name, {"error": self.problems.get(name)}) for name in self.contenders}
+        if reference := results.get(REFERENCE, {}).get("ids"):
+            for result in results.values():
+                if "ids" in result:
+                    result["share_equal"] = share_equal(result["ids"], reference)
+        return results
+
+    def rates(self) -> floor.Rates:
+        """The best rates that any contender reaches."""
+        replies = []
+        for name in self.processes:
+            note(f"{name}: rates")
+            with contextlib.suppress(ContenderError):
+                dtypes = ["float32", "bfloat16"]
+                replies.append(self.processes[name].ask(self._patience.limit, do="rates", dtypes=dtypes))
+        matmul = {name: max(reply["matmul"][name] for reply in replies) for name in replies[0]["matmul"]}
+        return floor.Rates(matmul, max(reply["bandwidth"] for reply in replies))
+
+    def peaks(self) -> dict[str, int]:
+        """The highest resident sizes so far, in bytes."""
+        found = {}
+        for name, process in self.processes.items():
+            with contextlib.suppress(ContenderError):
+                found[name] = process.ask(self._patience.limit, do="memory")["peak"]
+        return found
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for process in self.processes.values():
+            process.close()
+        note("")
+
+
+def twin_workloads(field: Field, model: str, rates: floor.Rates, options: argparse.Namespace, scratch: pathlib.Path):
+    """Yields a workload with its results for every batch and number of beams."""
+    config, tokens = OFFICIAL[twin.MODELS[model]], options.tokens
+    for batch, num_beams in itertools.product(options.batches, options.beams):
+        pixels = twin.random_pixels(model, batch, scratch / "pixels.npy")
+        generate = {"num_beams": num_beams, "max_new_tokens": tokens, "min_new_tokens": tokens}
+        results = field.measure(pixels, batch, generate, options.runs)
+        for name, result in results.items():
+            contender = field.contenders[name]
+            if "ids" in result:
+                result["floor_seconds"] = floor.floor_seconds(
+                    config, rates, batch=batch, num_beams=num_beams, new_tokens=tokens,
+                    dtype=contender.dtype, weight_bytes=contender.weight_bytes,
+                )  # fmt: skip
+        workload = {"model": model, "batch": batch, "num_images": batch, "num_beams": num_beams, "new_tokens": tokens}
+        yield workload | {"results": results}
+
+
+def line_workloads(field: Field, options: argparse.Namespace, scratch: pathlib.Path):
+    """Yields the same for the embedded model over lines of text, with error rates instead of floors."""
+    lines, source = some_lines(LINES, options.lines)
+    processor = TrOCRProcessor.from_pretrained(EMBEDDED)
+    np.save(scratch / "lines.npy", np.asarray(processor([image for image, _ in lines]).pixel_values))
+    references = [text.upper() for _, text in lines]  # receipts' labels are upper case whatever the image shows
+    for num_beams in options.beams:
+        results = field.measure(scratch / "lines.npy", LINES_BATCH, {"num_beams": num_beams}, options.runs)
+        for result in results.values():
+            if "ids" in result:
+                texts = [text.upper() for text in processor.batch_decode(result["ids"], skip_special_tokens=True)]
+                result["character_error_rate"] = character_error_rate(texts, references)
+        workload = {"model": f"nano over {source}", "batch": LINES_BATCH, "num_images": len(lines)}
+        yield workload | {"num_beams": num_beams, "new_tokens": None, "results": results}
+
+
+def embedded_in_torch() -> pathlib.Path:
+    """The embedded model's folder in transformers' format, made once."""
+    folder = cache_folder() / "models" / EMBEDDED.name
+    if not folder.exists():
+        convert(EMBEDDED, folder, to="torch", dtype="float32")
+    return folder
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured, ready for JSON."""
+    patience = Patience(options.limit, options.slow)
+    contenders = chosen(options.device, policies(), options.peers)
+    done: dict[str, Any] = {"machine": machine.describe(), "versions": {}, "peak_memory": {}, "workloads": []}
+    rates: floor.Rates | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = pathlib.Path(folder)
+        for model in [*options.models, "nano"]:
+            weights = embedded_in_torch() if model == "nano" else twin.make_twin(model)
+            field = Field(contenders, weights, options.device, patience)
+            try:
+                rates = rates or field.rates()
+                is_lines = model == "nano"
+                found = (
+                    line_workloads(field, options, scratch)
+                    if is_lines
+                    else twin_workloads(field, model, rates, options, scratch)
+                )
+                for workload in found:
+                    done["workloads"].append(workload)
+                done["peak_memory"][model] = field.peaks()
+                done["versions"] |= field.versions
+            finally:
+                field.close()
+    done["rates"] = {"matmul": rates.matmul, "bandwidth": rates.bandwidth} if rates else None
+    return done
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def arguments() -> argparse.Namespace:
+    """The options, a suite's where none are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PEERS)}")
+    parser.add_argument("--models", nargs="*", choices=sorted(twin.MODELS))
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--beams", nargs="+", type=int)
+    parser.add_argument("--tokens", type=int, default=24, help="in every text")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=Patience.limit, help="seconds to wait for an answer")
+    parser.add_argument("--slow", type=float, default=Patience.slow, help="slower first runs are measured once")
+    parser.add_argument("--lines", type=pathlib.Path, default=FOLDER, help="folder of zip files of lines")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for the tables, JSON and plots")
+    options = parser.parse_args()
+    for name, value in SUITES[options.suite].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def main() -> None:
+    """Prints the tables, and writes them with all numbers and plots."""
+    options = arguments()
+    done = run(options)
+    text = report(done)
+    print(text)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write(options.output / "results.md", text)
+        write(options.output / "results.json", json.dumps(done, indent=1))
+
+
+if __name__ == "__main__":
+    main()
