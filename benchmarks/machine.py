@@ -6,8 +6,10 @@ import datetime
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
+from typing import Any
 
 INSTRUCTION_SETS = (
     "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
@@ -33,8 +35,8 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def describe() -> dict[str, object]:
-    """Machine, cores, memory, load, Python, commit and command."""
+def describe(module: str) -> dict[str, Any]:
+    """Machine, cores, memory, load, Python, commit, and the command that runs a module as it was run."""
     name, flags = processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -47,5 +49,5 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "commit": commit(),
         "environment": {name: os.environ[name] for name in ("XLA_FLAGS", "GLIBC_TUNABLES") if name in os.environ},
-        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
     }

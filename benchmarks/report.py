@@ -24,9 +24,10 @@ def milliseconds(seconds: Sequence[float]) -> str:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
-    """The ratio of medians, and the range of the ratios of rounds that both took part in."""
+    """The ratio of medians, and the range of the ratios of rounds if there are several that both took part in."""
     each = [a / b for a, b in zip(slow, fast, strict=False)]
-    return f"{statistics.median(slow) / statistics.median(fast):.2f} ({min(each):.2f} to {max(each):.2f})"
+    text = f"{statistics.median(slow) / statistics.median(fast):.2f}"
+    return f"{text} ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else text
 
 
 def measured(results: Results) -> dict[str, Mapping[str, Any]]:
@@ -101,9 +102,8 @@ def summary_table(workloads: Sequence[Mapping[str, Any]]) -> str:
     return table(headers, rows)
 
 
-def header(run: Mapping[str, Any]) -> str:
-    """Machine, versions, measured rates and peak memory, as a list."""
-    machine = run["machine"]
+def machine_lines(machine: Mapping[str, Any], versions: Mapping[str, Mapping[str, str]]) -> str:
+    """Machine, command and versions, as a list."""
     lines = [
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction sets'])}), "
         f"{machine['memory'] / 2**30:.0f} GiB, load {machine['load average']:.1f} at the start",
@@ -111,8 +111,14 @@ def header(run: Mapping[str, Any]) -> str:
         *(f"{name}={value}" for name, value in machine["environment"].items()),
         f"`{machine['command']}`",
     ]
-    for name, versions in run["versions"].items():
-        lines.append(f"{name}: " + ", ".join(f"{package} {version}" for package, version in versions.items()))
+    for name, packages in versions.items():
+        lines.append(f"{name}: " + ", ".join(f"{package} {version}" for package, version in packages.items()))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def capacity_lines(run: Mapping[str, Any]) -> str:
+    """Measured rates and peak memory, as a list."""
+    lines = []
     if rates := run.get("rates"):
         products = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in rates["matmul"].items())
         lines.append(f"matrix products {products} GFLOP/s, {rates['bandwidth'] / 1e9:.1f} GB/s read")
@@ -124,7 +130,10 @@ def header(run: Mapping[str, Any]) -> str:
 
 def report(run: Mapping[str, Any]) -> str:
     """The whole of a run."""
-    parts = ["# trocr_jax beside what else reads with the same weights", header(run)]
+    parts = [
+        "# trocr_jax beside what else reads with the same weights",
+        machine_lines(run["machine"], run["versions"]) + "\n" + capacity_lines(run),
+    ]
     parts += ["## In short", summary_table(run["workloads"])]
     for workload in run["workloads"]:
         parts += [f"## {title(workload)}", workload_table(workload)]

@@ -13,10 +13,8 @@ A peer that is not set up is a row that says how: python -m benchmarks.environme
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -24,16 +22,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import floor, machine, twin
-from benchmarks.contenders import PEERS, REFERENCE, Contender, chosen, interpreter, ours
-from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.contenders import PEERS, chosen
 from benchmarks.environments import cache_folder
+from benchmarks.field import Field, policies
 from benchmarks.lines import FOLDER, some_lines
+from benchmarks.plots import plot_workloads, write_text
 from benchmarks.report import report
-from benchmarks.rounds import Patience, measure, note, share_equal
+from benchmarks.rounds import Patience
 from trocr_jax import TrOCRProcessor
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.evaluation.metrics import character_error_rate
-from trocr_jax.modeling import policy
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 
@@ -42,76 +40,6 @@ SUITES = {
     "full": {"models": ["small", "base", "large"], "batches": [1, 8, 32], "beams": [1, 4]},
 }
 LINES, LINES_BATCH = 256, 32
-
-
-def policies() -> list[Contender]:
-    """This library under every policy that it has but float64."""
-    return [ours(name, found.operand) for name, found in policy._POLICIES.items() if name != "float64"]
-
-
-class Field:
-    """The contenders of one model, running; `problems` are the reasons of those that could not start."""
-
-    def __init__(self, contenders: list[Contender], folder: pathlib.Path, device: str, patience: Patience) -> None:
-        self.contenders = {contender.name: contender for contender in contenders}
-        self.processes: dict[str, Process] = {}
-        self.versions: dict[str, dict[str, str]] = {}
-        self.problems: dict[str, str] = {}
-        self._patience = patience
-        for name, contender in self.contenders.items():
-            note(f"{name} loads")
-            try:
-                self._start(contender, folder, device)
-            except (ContenderError, FileNotFoundError) as error:
-                self.problems[name] = str(error)
-
-    def _start(self, contender: Contender, folder: pathlib.Path, device: str) -> None:
-        command = [str(interpreter(contender)), "-W", "ignore", "-m", "benchmarks.contenders", contender.side]
-        environment = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        process = Process(command, environment)
-        self.processes[contender.name] = process
-        given = {"folder": str(folder), "device": device, "dtype": contender.dtype, "options": dict(contender.options)}
-        try:
-            self.versions[contender.name] = process.ask(self._patience.limit, do="load", **given)["versions"]
-        except ContenderError:
-            self.processes.pop(contender.name).close()
-            raise
-
-    def measure(self, pixels: pathlib.Path, batch: int, options: dict[str, Any], runs: int) -> dict[str, Any]:
-        """Results of all contenders in order, and the share of rows whose ids are the reference's."""
-        request = {"pixels": str(pixels), "batch": batch, "options": options}
-        found = measure(self.processes, request, runs, self._patience)
-        results = {name: found.get(name, {"error": self.problems.get(name)}) for name in self.contenders}
-        if reference := results.get(REFERENCE, {}).get("ids"):
-            for result in results.values():
-                if "ids" in result:
-                    result["share_equal"] = share_equal(result["ids"], reference)
-        return results
-
-    def rates(self) -> floor.Rates:
-        """The best rates that any contender reaches."""
-        replies = []
-        for name in self.processes:
-            note(f"{name}: rates")
-            with contextlib.suppress(ContenderError):
-                dtypes = ["float32", "bfloat16"]
-                replies.append(self.processes[name].ask(self._patience.limit, do="rates", dtypes=dtypes))
-        matmul = {name: max(reply["matmul"][name] for reply in replies) for name in replies[0]["matmul"]}
-        return floor.Rates(matmul, max(reply["bandwidth"] for reply in replies))
-
-    def peaks(self) -> dict[str, int]:
-        """The highest resident sizes so far, in bytes."""
-        found = {}
-        for name, process in self.processes.items():
-            with contextlib.suppress(ContenderError):
-                found[name] = process.ask(self._patience.limit, do="memory")["peak"]
-        return found
-
-    def close(self) -> None:
-        """Ends all processes."""
-        for process in self.processes.values():
-            process.close()
-        note("")
 
 
 def twin_workloads(field: Field, model: str, rates: floor.Rates, options: argparse.Namespace, scratch: pathlib.Path):
@@ -160,7 +88,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured, ready for JSON."""
     patience = Patience(options.limit, options.slow)
     contenders = chosen(options.device, policies(), options.peers)
-    done: dict[str, Any] = {"machine": machine.describe(), "versions": {}, "peak_memory": {}, "workloads": []}
+    done: dict[str, Any] = {
+        "machine": machine.describe("benchmarks.run"),
+        "versions": {},
+        "peak_memory": {},
+        "workloads": [],
+    }
     rates: floor.Rates | None = None
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
@@ -169,27 +102,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             field = Field(contenders, weights, options.device, patience)
             try:
                 rates = rates or field.rates()
-                is_lines = model == "nano"
-                found = (
-                    line_workloads(field, options, scratch)
-                    if is_lines
-                    else twin_workloads(field, model, rates, options, scratch)
-                )
-                for workload in found:
-                    done["workloads"].append(workload)
+                if model == "nano":
+                    done["workloads"].extend(line_workloads(field, options, scratch))
+                else:
+                    done["workloads"].extend(twin_workloads(field, model, rates, options, scratch))
                 done["peak_memory"][model] = field.peaks()
                 done["versions"] |= field.versions
             finally:
                 field.close()
     done["rates"] = {"matmul": rates.matmul, "bandwidth": rates.bandwidth} if rates else None
     return done
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def arguments() -> argparse.Namespace:
@@ -222,8 +144,9 @@ def main() -> None:
     print(text)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        write(options.output / "results.md", text)
-        write(options.output / "results.json", json.dumps(done, indent=1))
+        write_text(options.output / "results.md", text)
+        write_text(options.output / "results.json", json.dumps(done, indent=1))
+        plot_workloads(done["workloads"], options.output)
 
 
 if __name__ == "__main__":
