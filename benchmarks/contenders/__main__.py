@@ -1,0 +1,86 @@
+"""A contender's own process: answers requests on stdin, one line of JSON each, on stdout.
+
+usage: python -m benchmarks.contenders SIDE
+
+- {"do": "load", "folder", "device", "dtype", "options"} -> {"seconds", "versions"}
+- {"do": "generate", "pixels", "batch", "options"} -> {"seconds", "processor_seconds", "ids"}: the images of an .npy
+  file in batches of `batch`; ids are cut behind the end
+- {"do": "rates", "dtypes"} -> {"matmul": flop/s of a large product by dtype, "bandwidth": bytes/s}
+- {"do": "memory"} -> {"peak"}: bytes, the highest resident size so far
+
+What goes wrong is answered as {"error"}. `processor_seconds` are those of all threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+import numpy as np
+
+PAD = 1
+
+
+class Server:
+    """Answers requests with a side's Reader, which the first request loads."""
+
+    def __init__(self, reader_class: Callable[..., Any]) -> None:
+        self._reader_class = reader_class
+        self._reader: Any = None
+
+    def load(self, **arguments: Any) -> dict[str, Any]:
+        start = time.perf_counter()
+        self._reader = self._reader_class(**arguments)
+        return {"seconds": time.perf_counter() - start, "versions": self._reader.versions()}
+
+    def generate(self, pixels: str, batch: int, options: dict[str, Any]) -> dict[str, Any]:
+        images, rows = np.load(pixels), []
+        wall, processor = time.perf_counter(), time.process_time()
+        for start in range(0, len(images), batch):
+            rows.extend(self._reader.generate(images[start : start + batch], **options))
+        seconds = time.perf_counter() - wall
+        processor = time.process_time() - processor
+        ids = [np.trim_zeros(np.asarray(row) - PAD, "b") + PAD for row in rows]
+        return {"seconds": seconds, "processor_seconds": processor, "ids": [row.tolist() for row in ids]}
+
+    def rates(self, dtypes: list[str]) -> dict[str, Any]:
+        return {
+            "matmul": {dtype: self._reader.matmul_rate(dtype) for dtype in dtypes},
+            "bandwidth": self._reader.bandwidth(),
+        }
+
+    def memory(self) -> dict[str, Any]:
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def serve(server: Any, requests: Iterable[str], replies: TextIO) -> None:
+    """Answers each request by the server's method of that name, until there are no more."""
+    for line in requests:
+        request = json.loads(line)
+        try:
+            reply = getattr(server, request.pop("do"))(**request)
+        except Exception as error:  # whatever a library raises is a row of the table
+            text = str(error).strip().splitlines() or [""]
+            reply = {"error": f"{type(error).__name__}: {text[0]}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Serves a side. What libraries print goes to stderr, so that stdout holds replies alone."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    side = importlib.import_module(f"benchmarks.contenders.{sys.argv[1]}")
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(Server(side.Reader), sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The contenders of one model, each a running process."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from typing import Any
+
+from benchmarks import floor
+from benchmarks.contenders import REFERENCE, Contender, interpreter, ours
+from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.rounds import Patience, measure, note, share_equal
+from trocr_jax.modeling import policy
+
+
+def policies() -> list[Contender]:
+    """This library under every policy that it has but float64."""
+    return [ours(name, found.operand) for name, found in policy._POLICIES.items() if name != "float64"]
+
+
+class Field:
+    """The contenders of one model, running; `problems` are the reasons of those that could not start."""
+
+    def __init__(
+        self, contenders: list[Contender], folder: pathlib.Path, device: str, patience: Patience | None = None
+    ) -> None:
+        self.contenders = {contender.name: contender for contender in contenders}
+        self.processes: dict[str, Process] = {}
+        self.versions: dict[str, dict[str, str]] = {}
+        self.problems: dict[str, str] = {}
+        self._patience = patience or Patience()
+        for name, contender in self.contenders.items():
+            note(f"{name} loads")
+            try:
+                self._start(contender, folder, device)
+            except (ContenderError, FileNotFoundError) as error:
+                self.problems[name] = str(error)
+
+    def _start(self, contender: Contender, folder: pathlib.Path, device: str) -> None:
+        command = [str(interpreter(contender)), "-W", "ignore", "-m", "benchmarks.contenders", contender.side]
+        environment = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        process = Process(command, environment)
+        self.processes[contender.name] = process
+        given = {"folder": str(folder), "device": device, "dtype": contender.dtype, "options": dict(contender.options)}
+        try:
+            self.versions[contender.name] = process.ask(self._patience.limit, do="load", **given)["versions"]
+        except ContenderError:
+            self.processes.pop(contender.name).close()
+            raise
+
+    def measure(self, pixels: pathlib.Path, batch: int, options: dict[str, Any], runs: int) -> dict[str, Any]:
+        """Results of all contenders in order, and the share of rows whose ids are the reference's."""
+        request = {"pixels": str(pixels), "batch": batch, "options": options}
+        found = measure(self.processes, request, runs, self._patience)
+        results = {name: found.get(name, {"error": self.problems.get(name)}) for name in self.contenders}
+        if reference := results.get(REFERENCE, {}).get("ids"):
+            for result in results.values():
+                if "ids" in result:
+                    result["share_equal"] = share_equal(result["ids"], reference)
+        return results
+
+    def rates(self) -> floor.Rates:
+        """The best rates that any contender reaches."""
+        replies = []
+        for name in self.processes:
+            note(f"{name}: rates")
+            with contextlib.suppress(ContenderError):
+                dtypes = ["float32", "bfloat16"]
+                replies.append(self.processes[name].ask(self._patience.limit, do="rates", dtypes=dtypes))
+        matmul = {name: max(reply["matmul"][name] for reply in replies) for name in replies[0]["matmul"]}
+        return floor.Rates(matmul, max(reply["bandwidth"] for reply in replies))
+
+    def peaks(self) -> dict[str, int]:
+        """The highest resident sizes so far, in bytes."""
+        found = {}
+        for name, process in self.processes.items():
+            with contextlib.suppress(ContenderError):
+                found[name] = process.ask(self._patience.limit, do="memory")["peak"]
+        return found
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for process in self.processes.values():
+            process.close()
+        note("")

@@ -1,0 +1,67 @@
+"""Random models of the official architectures, which both sides load, and the images that they are given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+
+from benchmarks.environments import cache_folder
+from trocr_jax import VisionEncoderDecoderModel
+from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.registry import OFFICIAL
+
+MODELS = {"small": "trocr-small-printed", "base": "trocr-base-handwritten", "large": "trocr-large-handwritten"}
+
+
+def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct, draw: np.random.Generator) -> np.ndarray:
+    """A random array.
+
+    Scales are about 1; the image and the position weigh more than the last token, so that texts differ and do not
+    repeat one token for ever.
+    """
+    names = [str(key.key) for key in path]
+    values = draw.standard_normal(leaf.shape, np.float32)
+    if names[-1] == "scale":
+        return 1 + np.float32(0.1) * values
+    if leaf.ndim == 1:
+        return np.float32(0.05) * values
+    parts = set(names)
+    std = 0.02
+    if "embed_positions" in parts:
+        std = 0.06
+    elif "encoder_attn" in parts:
+        std = 0.08 if "out_proj" in parts else 0.04
+    return np.float32(std) * values
+
+
+def make_twin(name: str) -> pathlib.Path:
+    """The folder of a random model ("small", "base", "large") in transformers' format, float32; made once."""
+    config = OFFICIAL[MODELS[name]]
+    # Another configuration or other code that draws is another folder.
+    key = json.dumps(config.to_dict(), sort_keys=True) + pathlib.Path(__file__).read_text(encoding="utf-8")
+    folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        draw = np.random.default_rng(0)
+        model = VisionEncoderDecoderModel(config)
+        model.params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: draw_leaf(path, leaf, draw), model._abstract()
+        )
+        with tempfile.TemporaryDirectory() as native:
+            model.save_pretrained(native)
+            convert(native, folder, to="torch")
+    return folder
+
+
+def random_pixels(name: str, batch: int, path: pathlib.Path) -> pathlib.Path:
+    """An .npy file of random images [batch, 3, height, width] in [-1, 1]."""
+    encoder = OFFICIAL[MODELS[name]].encoder
+    # Noise of large patches: of single pixels, all images are alike to a network.
+    coarse = np.random.default_rng(1).uniform(-1, 1, (batch, 3, 12, 12)).astype(np.float32)
+    height, width = encoder.image_shape
+    np.save(path, coarse.repeat(-(-height // 12), 2).repeat(-(-width // 12), 3)[:, :, :height, :width])
+    return path
