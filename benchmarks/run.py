@@ -23,14 +23,12 @@ import numpy as np
 
 from benchmarks import floor, machine, twin
 from benchmarks.contenders import PEERS, chosen
-from benchmarks.environments import cache_folder
 from benchmarks.field import Field, policies
 from benchmarks.lines import FOLDER, some_lines
 from benchmarks.plots import plot_workloads, write_text
 from benchmarks.report import report
 from benchmarks.rounds import Patience
 from trocr_jax import TrOCRProcessor
-from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
@@ -76,14 +74,6 @@ def line_workloads(field: Field, options: argparse.Namespace, scratch: pathlib.P
         yield workload | {"num_beams": num_beams, "new_tokens": None, "results": results}
 
 
-def embedded_in_torch() -> pathlib.Path:
-    """The embedded model's folder in transformers' format, made once."""
-    folder = cache_folder() / "models" / EMBEDDED.name
-    if not folder.exists():
-        convert(EMBEDDED, folder, to="torch", dtype="float32")
-    return folder
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured, ready for JSON."""
     patience = Patience(options.limit, options.slow)
@@ -98,7 +88,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         for model in [*options.models, "nano"]:
-            weights = embedded_in_torch() if model == "nano" else twin.make_twin(model)
+            weights = twin.embedded_in_torch() if model == "nano" else twin.make_twin(model)
             field = Field(contenders, weights, options.device, patience)
             try:
                 rates = rates or field.rates()

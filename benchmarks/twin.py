@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.environments import cache_folder
 from trocr_jax import VisionEncoderDecoderModel
 from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 
 MODELS = {"small": "trocr-small-printed", "base": "trocr-base-handwritten", "large": "trocr-large-handwritten"}
@@ -54,6 +55,14 @@ def make_twin(name: str) -> pathlib.Path:
         with tempfile.TemporaryDirectory() as native:
             model.save_pretrained(native)
             convert(native, folder, to="torch")
+    return folder
+
+
+def embedded_in_torch() -> pathlib.Path:
+    """The embedded model's folder in transformers' format, made once."""
+    folder = cache_folder() / "models" / EMBEDDED.name
+    if not folder.exists():
+        convert(EMBEDDED, folder, to="torch", dtype="float32")
     return folder
 
 

@@ -5,6 +5,7 @@ usage: python -m benchmarks.contenders SIDE
 - {"do": "load", "folder", "device", "dtype", "options"} -> {"seconds", "versions"}
 - {"do": "generate", "pixels", "batch", "options"} -> {"seconds", "processor_seconds", "ids"}: the images of an .npy
   file in batches of `batch`; ids are cut behind the end
+- {"do": "read", "paths", "batch", "options"} -> {"seconds", "processor_seconds", "texts"}: image files to texts
 - {"do": "rates", "dtypes"} -> {"matmul": flop/s of a large product by dtype, "bandwidth": bytes/s}
 - {"do": "memory"} -> {"peak"}: bytes, the highest resident size so far
 
@@ -20,12 +21,22 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 import numpy as np
 
 PAD = 1
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """What the block took, filled in at its end."""
+    times: dict[str, float] = {}
+    wall, processor = time.perf_counter(), time.process_time()
+    yield times
+    times["seconds"] = time.perf_counter() - wall
+    times["processor_seconds"] = time.process_time() - processor
 
 
 class Server:
@@ -42,13 +53,16 @@ class Server:
 
     def generate(self, pixels: str, batch: int, options: dict[str, Any]) -> dict[str, Any]:
         images, rows = np.load(pixels), []
-        wall, processor = time.perf_counter(), time.process_time()
-        for start in range(0, len(images), batch):
-            rows.extend(self._reader.generate(images[start : start + batch], **options))
-        seconds = time.perf_counter() - wall
-        processor = time.process_time() - processor
+        with timed() as times:
+            for start in range(0, len(images), batch):
+                rows.extend(self._reader.generate(images[start : start + batch], **options))
         ids = [np.trim_zeros(np.asarray(row) - PAD, "b") + PAD for row in rows]
-        return {"seconds": seconds, "processor_seconds": processor, "ids": [row.tolist() for row in ids]}
+        return times | {"ids": [row.tolist() for row in ids]}
+
+    def read(self, paths: list[str], batch: int, options: dict[str, Any]) -> dict[str, Any]:
+        with timed() as times:
+            texts = self._reader.read(paths, batch, **options)
+        return times | {"texts": texts}
 
     def rates(self, dtypes: list[str]) -> dict[str, Any]:
         return {
