@@ -14,7 +14,7 @@ TIMES = ("seconds", "processor_seconds")
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """Seconds to wait for any answer, and those of a first run behind which a contender is measured only once."""
+    """Seconds to wait for any answer, and those of a contender's first round behind which it takes part in no other."""
 
     limit: float = 600.0
     slow: float = 60.0
@@ -31,7 +31,7 @@ def measure(
     for number in range(runs + 1):
         for name, process in processes.items():
             result = results[name]
-            if "error" in result or (number > 1 and result["first_seconds"] > patience.slow):
+            if "error" in result or (number > 1 and result["seconds"][0] > patience.slow):
                 continue
             note(f"{name}, {'first run' if number == 0 else f'round {number} of {runs}'}")
             try:

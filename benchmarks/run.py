@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=24, help="in every text")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--limit", type=float, default=Patience.limit, help="seconds to wait for an answer")
-    parser.add_argument("--slow", type=float, default=Patience.slow, help="slower first runs are measured once")
+    parser.add_argument("--slow", type=float, default=Patience.slow, help="contenders slower are measured once")
     parser.add_argument("--lines", type=pathlib.Path, default=FOLDER, help="folder of zip files of lines")
     parser.add_argument("--output", type=pathlib.Path, help="folder for the tables, JSON and plots")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ import numpy as np
 from trocr_jax import TrOCR, TrOCRProcessor, VisionEncoderDecoderModel, __version__
 
 
-def best_seconds(function: Any, *arguments: Any, runs: int = 7) -> float:
+def best_seconds(function: Any, *arguments: Any, runs: int = 20) -> float:
     """The least time that a call takes, waited for, behind a first that is not counted."""
     jax.block_until_ready(function(*arguments))
     seconds = []
@@ -45,7 +45,7 @@ class Reader:
         """The texts of image files."""
         return [found.text for found in self._ocr(paths, batch_size=batch, on_error="raise", **options)]
 
-    def matmul_rate(self, dtype: str, size: int = 2048) -> float:
+    def matmul_rate(self, dtype: str, size: int = 1024) -> float:
         """Flop/s of a product of square matrices of this dtype that arrives in float32."""
         key = jax.random.key(0)
         left, right = (jax.random.normal(key, (size, size)).astype(dtype) for _ in range(2))

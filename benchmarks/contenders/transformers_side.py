@@ -75,7 +75,7 @@ class Reader:
     def _tokenizer(self) -> Any:
         return transformers.AutoTokenizer.from_pretrained(self._folder)
 
-    def _best_seconds(self, function: Any, runs: int = 7) -> float:
+    def _best_seconds(self, function: Any, runs: int = 20) -> float:
         seconds = []
         with torch.inference_mode():
             for _ in range(runs + 1):
@@ -86,7 +86,7 @@ class Reader:
                 seconds.append(time.perf_counter() - start)
         return min(seconds[1:])
 
-    def matmul_rate(self, dtype: str, size: int = 2048) -> float:
+    def matmul_rate(self, dtype: str, size: int = 1024) -> float:
         """Flop/s of a product of square matrices of this dtype."""
         left, right = (torch.randn(size, size).to(self._device, getattr(torch, dtype)) for _ in range(2))
         return 2 * size**3 / self._best_seconds(lambda: left @ right.T)
