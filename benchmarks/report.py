@@ -53,7 +53,7 @@ def workload_table(workload: Mapping[str, Any]) -> str:
     """All contenders at one workload."""
     results = workload["results"]
     ours, has_text = fastest(results, is_ours=True), any("character_error_rate" in r for r in results.values())
-    headers = ["", "ms, median (range)", f"over {ours}", "processor s", "over", "first run s", "ids equal"]
+    headers = ["", "ms, median (range)", f"over {ours or OURS}", "processor s", "over", "first run s", "ids equal"]
     headers.append("CER" if has_text else "floor ms (times it)")
     rows = []
     for name, result in results.items():
