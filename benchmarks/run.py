@@ -33,9 +33,10 @@ from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 
+NANO = "nano"  # the embedded model, over lines of text
 SUITES = {
-    "quick": {"models": ["base"], "batches": [1, 8], "beams": [1, 4]},
-    "full": {"models": ["small", "base", "large"], "batches": [1, 8, 32], "beams": [1, 4]},
+    "quick": {"models": ["base", NANO], "batches": [1, 8], "beams": [1, 4]},
+    "full": {"models": ["small", "base", "large", NANO], "batches": [1, 8, 32], "beams": [1, 4]},
 }
 LINES, LINES_BATCH = 256, 32
 
@@ -87,12 +88,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rates: floor.Rates | None = None
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
-        for model in [*options.models, "nano"]:
-            weights = twin.embedded_in_torch() if model == "nano" else twin.make_twin(model)
+        for model in options.models:
+            weights = twin.embedded_in_torch() if model == NANO else twin.make_twin(model)
             field = Field(contenders, weights, options.device, patience)
             try:
                 rates = rates or field.rates()
-                if model == "nano":
+                if model == NANO:
                     done["workloads"].extend(line_workloads(field, options, scratch))
                 else:
                     done["workloads"].extend(twin_workloads(field, model, rates, options, scratch))
@@ -110,7 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PEERS)}")
-    parser.add_argument("--models", nargs="*", choices=sorted(twin.MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*twin.MODELS, NANO])
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--beams", nargs="+", type=int)
     parser.add_argument("--tokens", type=int, default=24, help="in every text")
