@@ -71,6 +71,8 @@ class Field:
             with contextlib.suppress(ContenderError):
                 dtypes = ["float32", "bfloat16"]
                 replies.append(self.processes[name].ask(self._patience.limit, do="rates", dtypes=dtypes))
+        if not replies:
+            raise RuntimeError(f"no contender could start: {self.problems}")
         matmul = {name: max(reply["matmul"][name] for reply in replies) for name in replies[0]["matmul"]}
         return floor.Rates(matmul, max(reply["bandwidth"] for reply in replies))
 

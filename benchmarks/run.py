@@ -13,10 +13,12 @@ A peer that is not set up is a row that says how: python -m benchmarks.environme
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,8 +77,8 @@ def line_workloads(field: Field, options: argparse.Namespace, scratch: pathlib.P
         yield workload | {"num_beams": num_beams, "new_tokens": None, "results": results}
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was measured, ready for JSON."""
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields everything measured so far, ready for JSON, after each workload."""
     patience = Patience(options.limit, options.slow)
     contenders = chosen(options.device, policies(), options.peers)
     done: dict[str, Any] = {
@@ -93,16 +95,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             field = Field(contenders, weights, options.device, patience)
             try:
                 rates = rates or field.rates()
-                if model == NANO:
-                    done["workloads"].extend(line_workloads(field, options, scratch))
-                else:
-                    done["workloads"].extend(twin_workloads(field, model, rates, options, scratch))
-                done["peak_memory"][model] = field.peaks()
+                done["rates"] = dataclasses.asdict(rates)
                 done["versions"] |= field.versions
+                if model == NANO:
+                    workloads = line_workloads(field, options, scratch)
+                else:
+                    workloads = twin_workloads(field, model, rates, options, scratch)
+                for workload in workloads:
+                    done["workloads"].append(workload)
+                    done["peak_memory"][model] = field.peaks()
+                    yield done
             finally:
                 field.close()
-    done["rates"] = {"matmul": rates.matmul, "bandwidth": rates.bandwidth} if rates else None
-    return done
 
 
 def arguments() -> argparse.Namespace:
@@ -123,21 +127,23 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     for name, value in SUITES[options.suite].items():
         if getattr(options, name) is None:
-            setattr(options, name, value)
+            more = [64, 256] if (options.device, options.suite, name) == ("gpu", "full", "batches") else []
+            setattr(options, name, [*value, *more])
     return options
 
 
 def main() -> None:
     """Prints the tables, and writes them with all numbers and plots."""
     options = arguments()
-    done = run(options)
-    text = report(done)
+    text = ""
+    for done in run(options):
+        text = report(done)
+        if options.output:  # what was measured is kept if the rest cannot be
+            options.output.mkdir(parents=True, exist_ok=True)
+            write_text(options.output / "results.md", text)
+            write_text(options.output / "results.json", json.dumps(done, indent=1))
+            plot_workloads(done["workloads"], options.output)
     print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_text(options.output / "results.md", text)
-        write_text(options.output / "results.json", json.dumps(done, indent=1))
-        plot_workloads(done["workloads"], options.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from benchmarks.contenders import PEERS, chosen, ours
 from benchmarks.contenders.__main__ import Server, serve
-from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.contenders.process import ROOT, ContenderError, Process
 from benchmarks.floor import Rates, decoder_weights, encoder_flops, floor_seconds, projection_flops
 from benchmarks.plots import plot_workloads
 from benchmarks.report import ratio, report, table, title
@@ -180,6 +182,19 @@ def test_the_report_sets_ours_beside_the_best_peer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base.png"]
     with Image.open(tmp_path / "base.png") as image:
         assert image.width > image.height > 100
+
+
+@pytest.mark.slow
+def test_the_command_reads_lines_beside_transformers(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.run", "--models", "nano", "--beams", "1", "--runs", "1"]
+    command += ["--peers", "transformers-float32", "onnxruntime", "--output", str(tmp_path), "--lines", str(tmp_path)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("| ")}
+    assert "python -m benchmarks.environments onnxruntime" in rows["onnxruntime"]
+    for name in ("trocr_jax float32", "transformers-float32"):
+        assert "| 100.0% |" in rows[name]
+    assert {path.name for path in tmp_path.iterdir()} >= {"results.md", "results.json", "nano.png"}
 
 
 def test_time_leaves_the_straight_line_where_it_is_a_quarter_off():

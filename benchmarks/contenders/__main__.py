@@ -15,10 +15,12 @@ What goes wrong is answered as {"error"}. `processor_seconds` are those of all t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ from typing import Any, TextIO
 import numpy as np
 
 PAD = 1
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @contextlib.contextmanager
@@ -89,8 +92,15 @@ def serve(server: Any, requests: Iterable[str], replies: TextIO) -> None:
         replies.flush()
 
 
+def end_with_parent() -> None:
+    """Lets Linux end this process when its parent ends: a stopped process would not see that its pipe is closed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Serves a side. What libraries print goes to stderr, so that stdout holds replies alone."""
+    end_with_parent()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     side = importlib.import_module(f"benchmarks.contenders.{sys.argv[1]}")

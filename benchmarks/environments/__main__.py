@@ -11,7 +11,6 @@ import sys
 
 from benchmarks.environments import REQUIREMENTS, cache_folder
 
-
 # What is asked for but not needed: PyPI's torchvision cannot be imported beside a torch that was built for CPU.
 REMOVED = {"openvino": ["torchvision"]}
 
