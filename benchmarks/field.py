@@ -48,11 +48,15 @@ class Field:
             self.processes.pop(contender.name).close()
             raise
 
-    def measure(self, pixels: pathlib.Path, batch: int, options: dict[str, Any], runs: int) -> dict[str, Any]:
-        """Results of all contenders in order, and the share of rows whose ids are the reference's."""
-        request = {"pixels": str(pixels), "batch": batch, "options": options}
+    def ask_in_turn(self, request: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]:
+        """Results of all contenders in order; see `benchmarks.rounds.measure`."""
         found = measure(self.processes, request, runs, self._patience)
-        results = {name: found.get(name, {"error": self.problems.get(name)}) for name in self.contenders}
+        return {name: found.get(name, {"error": self.problems.get(name)}) for name in self.contenders}
+
+    def measure(self, pixels: pathlib.Path, batch: int, options: dict[str, Any], runs: int) -> dict[str, Any]:
+        """The same for images in an .npy file, and the share of rows whose ids are the reference's."""
+        request = {"do": "generate", "pixels": str(pixels), "batch": batch, "options": options}
+        results = self.ask_in_turn(request, runs)
         if reference := results.get(REFERENCE, {}).get("ids"):
             for result in results.values():
                 if "ids" in result:
@@ -67,6 +71,8 @@ class Field:
             with contextlib.suppress(ContenderError):
                 dtypes = ["float32", "bfloat16"]
                 replies.append(self.processes[name].ask(self._patience.limit, do="rates", dtypes=dtypes))
+        if not replies:
+            raise RuntimeError(f"no contender could start: {self.problems}")
         matmul = {name: max(reply["matmul"][name] for reply in replies) for name in replies[0]["matmul"]}
         return floor.Rates(matmul, max(reply["bandwidth"] for reply in replies))
 

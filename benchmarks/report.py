@@ -53,7 +53,7 @@ def workload_table(workload: Mapping[str, Any]) -> str:
     """All contenders at one workload."""
     results = workload["results"]
     ours, has_text = fastest(results, is_ours=True), any("character_error_rate" in r for r in results.values())
-    headers = ["", "ms, median (range)", "processor s", f"over {ours or OURS}", "first run s", "ids equal"]
+    headers = ["", "ms, median (range)", f"over {ours or OURS}", "processor s", "over", "first run s", "ids equal"]
     headers.append("CER" if has_text else "floor ms (times it)")
     rows = []
     for name, result in results.items():
@@ -64,8 +64,9 @@ def workload_table(workload: Mapping[str, Any]) -> str:
         rows.append([
             name,
             milliseconds(seconds) + ("" if len(seconds) > 1 else ", one run"),
-            f"{statistics.median(result['processor_seconds']):.2f}",
             ratio(seconds, results[ours]["seconds"]) if ours else "",
+            f"{statistics.median(result['processor_seconds']):.2f}",
+            ratio(result["processor_seconds"], results[ours]["processor_seconds"]) if ours else "",
             f"{result['first_seconds']:.1f}",
             f"{result['share_equal']:.1%}" if "share_equal" in result else "",
             _last_cell(result),

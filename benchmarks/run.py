@@ -13,31 +13,32 @@ A peer that is not set up is a row that says how: python -m benchmarks.environme
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks import floor, machine, twin
 from benchmarks.contenders import PEERS, chosen
-from benchmarks.environments import cache_folder
 from benchmarks.field import Field, policies
 from benchmarks.lines import FOLDER, some_lines
 from benchmarks.plots import plot_workloads, write_text
 from benchmarks.report import report
 from benchmarks.rounds import Patience
 from trocr_jax import TrOCRProcessor
-from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 
+NANO = "nano"  # the embedded model, over lines of text
 SUITES = {
-    "quick": {"models": ["base"], "batches": [1, 8], "beams": [1, 4]},
-    "full": {"models": ["small", "base", "large"], "batches": [1, 8, 32], "beams": [1, 4]},
+    "quick": {"models": ["base", NANO], "batches": [1, 8], "beams": [1, 4]},
+    "full": {"models": ["small", "base", "large", NANO], "batches": [1, 8, 32], "beams": [1, 4]},
 }
 LINES, LINES_BATCH = 256, 32
 
@@ -76,16 +77,8 @@ def line_workloads(field: Field, options: argparse.Namespace, scratch: pathlib.P
         yield workload | {"num_beams": num_beams, "new_tokens": None, "results": results}
 
 
-def embedded_in_torch() -> pathlib.Path:
-    """The embedded model's folder in transformers' format, made once."""
-    folder = cache_folder() / "models" / EMBEDDED.name
-    if not folder.exists():
-        convert(EMBEDDED, folder, to="torch", dtype="float32")
-    return folder
-
-
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was measured, ready for JSON."""
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields everything measured so far, ready for JSON, after each workload."""
     patience = Patience(options.limit, options.slow)
     contenders = chosen(options.device, policies(), options.peers)
     done: dict[str, Any] = {
@@ -97,21 +90,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rates: floor.Rates | None = None
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
-        for model in [*options.models, "nano"]:
-            weights = embedded_in_torch() if model == "nano" else twin.make_twin(model)
+        for model in options.models:
+            weights = twin.embedded_in_torch() if model == NANO else twin.make_twin(model)
             field = Field(contenders, weights, options.device, patience)
             try:
                 rates = rates or field.rates()
-                if model == "nano":
-                    done["workloads"].extend(line_workloads(field, options, scratch))
-                else:
-                    done["workloads"].extend(twin_workloads(field, model, rates, options, scratch))
-                done["peak_memory"][model] = field.peaks()
+                done["rates"] = dataclasses.asdict(rates)
                 done["versions"] |= field.versions
+                if model == NANO:
+                    workloads = line_workloads(field, options, scratch)
+                else:
+                    workloads = twin_workloads(field, model, rates, options, scratch)
+                for workload in workloads:
+                    done["workloads"].append(workload)
+                    done["peak_memory"][model] = field.peaks()
+                    yield done
             finally:
                 field.close()
-    done["rates"] = {"matmul": rates.matmul, "bandwidth": rates.bandwidth} if rates else None
-    return done
 
 
 def arguments() -> argparse.Namespace:
@@ -120,33 +115,35 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PEERS)}")
-    parser.add_argument("--models", nargs="*", choices=sorted(twin.MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*twin.MODELS, NANO])
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--beams", nargs="+", type=int)
     parser.add_argument("--tokens", type=int, default=24, help="in every text")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--limit", type=float, default=Patience.limit, help="seconds to wait for an answer")
-    parser.add_argument("--slow", type=float, default=Patience.slow, help="slower first runs are measured once")
+    parser.add_argument("--slow", type=float, default=Patience.slow, help="contenders slower are measured once")
     parser.add_argument("--lines", type=pathlib.Path, default=FOLDER, help="folder of zip files of lines")
     parser.add_argument("--output", type=pathlib.Path, help="folder for the tables, JSON and plots")
     options = parser.parse_args()
     for name, value in SUITES[options.suite].items():
         if getattr(options, name) is None:
-            setattr(options, name, value)
+            more = [64, 256] if (options.device, options.suite, name) == ("gpu", "full", "batches") else []
+            setattr(options, name, [*value, *more])
     return options
 
 
 def main() -> None:
     """Prints the tables, and writes them with all numbers and plots."""
     options = arguments()
-    done = run(options)
-    text = report(done)
+    text = ""
+    for done in run(options):
+        text = report(done)
+        if options.output:  # what was measured is kept if the rest cannot be
+            options.output.mkdir(parents=True, exist_ok=True)
+            write_text(options.output / "results.md", text)
+            write_text(options.output / "results.json", json.dumps(done, indent=1))
+            plot_workloads(done["workloads"], options.output)
     print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_text(options.output / "results.md", text)
-        write_text(options.output / "results.json", json.dumps(done, indent=1))
-        plot_workloads(done["workloads"], options.output)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -13,6 +16,8 @@ import numpy as np
 from benchmarks.environments import cache_folder
 from trocr_jax import VisionEncoderDecoderModel
 from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.checkpoints.hub import NATIVE_NAME
+from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 
 MODELS = {"small": "trocr-small-printed", "base": "trocr-base-handwritten", "large": "trocr-large-handwritten"}
@@ -39,21 +44,38 @@ def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct, draw: np.random.Generator
     return np.float32(std) * values
 
 
+def _folder(name: str, key: bytes) -> pathlib.Path:
+    return cache_folder() / "models" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+
+
 def make_twin(name: str) -> pathlib.Path:
     """The folder of a random model ("small", "base", "large") in transformers' format, float32; made once."""
     config = OFFICIAL[MODELS[name]]
     # Another configuration or other code that draws is another folder.
-    key = json.dumps(config.to_dict(), sort_keys=True) + pathlib.Path(__file__).read_text(encoding="utf-8")
-    folder = cache_folder() / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    key = json.dumps(config.to_dict(), sort_keys=True) + inspect.getsource(draw_leaf)
+    folder = _folder(name, key.encode())
     if not folder.exists():
-        draw = np.random.default_rng(0)
-        model = VisionEncoderDecoderModel(config)
-        model.params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: draw_leaf(path, leaf, draw), model._abstract()
-        )
-        with tempfile.TemporaryDirectory() as native:
-            model.save_pretrained(native)
-            convert(native, folder, to="torch")
+        # In a process of its own, which gives its memory back.
+        subprocess.run([sys.executable, "-m", "benchmarks.twin", name, str(folder)], check=True)
+    return folder
+
+
+def write_twin(name: str, folder: pathlib.Path) -> None:
+    """Draws the weights of such a model and writes its folder."""
+    config = OFFICIAL[MODELS[name]]
+    draw = np.random.default_rng(0)
+    model = VisionEncoderDecoderModel(config)
+    model.params = jax.tree_util.tree_map_with_path(lambda path, leaf: draw_leaf(path, leaf, draw), model._abstract())
+    with tempfile.TemporaryDirectory() as native:
+        model.save_pretrained(native)
+        convert(native, folder, to="torch")
+
+
+def embedded_in_torch() -> pathlib.Path:
+    """The embedded model's folder in transformers' format, made once."""
+    folder = _folder("nano", (EMBEDDED / NATIVE_NAME).read_bytes())
+    if not folder.exists():
+        convert(EMBEDDED, folder, to="torch", dtype="float32")
     return folder
 
 
@@ -65,3 +87,7 @@ def random_pixels(name: str, batch: int, path: pathlib.Path) -> pathlib.Path:
     height, width = encoder.image_shape
     np.save(path, coarse.repeat(-(-height // 12), 2).repeat(-(-width // 12), 3)[:, :, :height, :width])
     return path
+
+
+if __name__ == "__main__":
+    write_twin(sys.argv[1], pathlib.Path(sys.argv[2]))

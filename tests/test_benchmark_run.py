@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from benchmarks.contenders import PEERS, chosen, ours
 from benchmarks.contenders.__main__ import Server, serve
-from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.contenders.process import ROOT, ContenderError, Process
 from benchmarks.floor import Rates, decoder_weights, encoder_flops, floor_seconds, projection_flops
 from benchmarks.plots import plot_workloads
 from benchmarks.report import ratio, report, table, title
@@ -104,13 +106,13 @@ def test_requests_are_answered_one_a_line():
 def test_contenders_take_turns_behind_a_first_run():
     turns = []
     fast = Fake("fast", turns, [9, 1, 3, 2])
-    slow = Fake("slow", turns, [61, 50])
+    slow = Fake("slow", turns, [50, 61])
     broken = Fake("broken", turns, [1, 1], fails_at=2)
     results = measure({"fast": fast, "slow": slow, "broken": broken}, {}, runs=3, patience=Patience(limit=5, slow=60))
     assert turns == ["fast", "slow", "broken"] * 2 + ["fast"] * 2
     assert results["fast"]["seconds"] == [1, 3, 2]
     assert results["fast"]["first_seconds"] == 9
-    assert results["slow"]["seconds"] == [50]
+    assert results["slow"]["seconds"] == [61]
     assert results["broken"] == {"error": "no memory"}
     assert share_equal(results["fast"]["ids"], [[2, 5], [2, 7]]) == 0.5
 
@@ -172,7 +174,7 @@ def test_the_report_sets_ours_beside_the_best_peer(tmp_path):
     assert title(workload) == "base, batch 1, beam 4, 24 tokens"
     assert "| bfloat16: 250 (200 to 400) | onnxruntime: 800 (800 to 800) | 3.20 | 4.00 (" in text
     assert "| 2.00 (2.00 to 2.00) |" in text  # transformers-float32 over ours in float32
-    assert "| 500 (500 to 500) | 0.50 | 2.00 (1.25 to 2.50) | 9.0 | 100.0% | 250 (2.0) |" in text
+    assert "| 500 (500 to 500) | 2.00 (1.25 to 2.50) | 0.50 | 2.00 (1.25 to 2.50) | 9.0 | 100.0% | 250 (2.0) |" in text
     assert "| onnxruntime | 800 (800 to 800), one run |" in text
     assert "| openvino | not set up: python -m benchmarks.environments openvino |" in text
     assert "matrix products float32 100 GFLOP/s, 20.0 GB/s read" in text
@@ -180,6 +182,19 @@ def test_the_report_sets_ours_beside_the_best_peer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base.png"]
     with Image.open(tmp_path / "base.png") as image:
         assert image.width > image.height > 100
+
+
+@pytest.mark.slow
+def test_the_command_reads_lines_beside_transformers(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.run", "--models", "nano", "--beams", "1", "--runs", "1"]
+    command += ["--peers", "transformers-float32", "onnxruntime", "--output", str(tmp_path), "--lines", str(tmp_path)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("| ")}
+    assert "python -m benchmarks.environments onnxruntime" in rows["onnxruntime"]
+    for name in ("trocr_jax float32", "transformers-float32"):
+        assert "| 100.0% |" in rows[name]
+    assert {path.name for path in tmp_path.iterdir()} >= {"results.md", "results.json", "nano.png"}
 
 
 def test_time_leaves_the_straight_line_where_it_is_a_quarter_off():

@@ -53,6 +53,8 @@ PEERS = {
         _transformers("float32", use_cache=True),
         _transformers("bfloat16", "bfloat16", use_cache=True),
         _transformers("shipped", use_cache=False),  # the official checkpoints' own setting
+        _transformers("compiled", "bfloat16", ("gpu",), cache_implementation="static"),
+        _transformers("compiled-patched", "bfloat16", ("gpu",), cache_implementation="static", is_patched=True),
         Contender("onnxruntime", "onnxruntime_side", environment="onnxruntime"),
         Contender("openvino", "openvino_side", environment="openvino", devices=("cpu",)),
     )

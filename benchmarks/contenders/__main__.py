@@ -5,6 +5,7 @@ usage: python -m benchmarks.contenders SIDE
 - {"do": "load", "folder", "device", "dtype", "options"} -> {"seconds", "versions"}
 - {"do": "generate", "pixels", "batch", "options"} -> {"seconds", "processor_seconds", "ids"}: the images of an .npy
   file in batches of `batch`; ids are cut behind the end
+- {"do": "read", "paths", "batch", "options"} -> {"seconds", "processor_seconds", "texts"}: image files to texts
 - {"do": "rates", "dtypes"} -> {"matmul": flop/s of a large product by dtype, "bandwidth": bytes/s}
 - {"do": "memory"} -> {"peak"}: bytes, the highest resident size so far
 
@@ -14,18 +15,31 @@ What goes wrong is answered as {"error"}. `processor_seconds` are those of all t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
-import resource
+import pathlib
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 import numpy as np
 
 PAD = 1
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """What the block took, filled in at its end."""
+    times: dict[str, float] = {}
+    wall, processor = time.perf_counter(), time.process_time()
+    yield times
+    times["seconds"] = time.perf_counter() - wall
+    times["processor_seconds"] = time.process_time() - processor
 
 
 class Server:
@@ -42,13 +56,16 @@ class Server:
 
     def generate(self, pixels: str, batch: int, options: dict[str, Any]) -> dict[str, Any]:
         images, rows = np.load(pixels), []
-        wall, processor = time.perf_counter(), time.process_time()
-        for start in range(0, len(images), batch):
-            rows.extend(self._reader.generate(images[start : start + batch], **options))
-        seconds = time.perf_counter() - wall
-        processor = time.process_time() - processor
+        with timed() as times:
+            for start in range(0, len(images), batch):
+                rows.extend(self._reader.generate(images[start : start + batch], **options))
         ids = [np.trim_zeros(np.asarray(row) - PAD, "b") + PAD for row in rows]
-        return {"seconds": seconds, "processor_seconds": processor, "ids": [row.tolist() for row in ids]}
+        return times | {"ids": [row.tolist() for row in ids]}
+
+    def read(self, paths: list[str], batch: int, options: dict[str, Any]) -> dict[str, Any]:
+        with timed() as times:
+            texts = self._reader.read(paths, batch, **options)
+        return times | {"texts": texts}
 
     def rates(self, dtypes: list[str]) -> dict[str, Any]:
         return {
@@ -57,7 +74,9 @@ class Server:
         }
 
     def memory(self) -> dict[str, Any]:
-        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        # Not getrusage's ru_maxrss, which a new process inherits from its parent.
+        lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return {"peak": next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))}
 
 
 def serve(server: Any, requests: Iterable[str], replies: TextIO) -> None:
@@ -73,8 +92,15 @@ def serve(server: Any, requests: Iterable[str], replies: TextIO) -> None:
         replies.flush()
 
 
+def end_with_parent() -> None:
+    """Lets Linux end this process when its parent ends: a stopped process would not see that its pipe is closed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Serves a side. What libraries print goes to stderr, so that stdout holds replies alone."""
+    end_with_parent()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     side = importlib.import_module(f"benchmarks.contenders.{sys.argv[1]}")

@@ -17,7 +17,7 @@ class Reader(transformers_side.Reader):
 
     def _load(self, folder: str) -> Any:
         path = exported(folder, "openvino", lambda: OVModelForVision2Seq.from_pretrained(folder, export=True))
-        return OVModelForVision2Seq.from_pretrained(path, device="GPU" if self._device.type == "cuda" else "CPU")
+        return OVModelForVision2Seq.from_pretrained(path, device="CPU")
 
     def versions(self) -> dict[str, str]:
         compiled = self._model.encoder.request

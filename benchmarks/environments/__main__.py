@@ -11,6 +11,9 @@ import sys
 
 from benchmarks.environments import REQUIREMENTS, cache_folder
 
+# What is asked for but not needed: PyPI's torchvision cannot be imported beside a torch that was built for CPU.
+REMOVED = {"openvino": ["torchvision"]}
+
 
 def main() -> None:
     """Makes each environment anew and says where it is."""
@@ -21,6 +24,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, "--requirement", str(REQUIREMENTS[name])], check=True)
+        for package in REMOVED.get(name, ()):
+            subprocess.run([*pip[:-2], "uninstall", "--quiet", "--yes", package], check=True)
         (folder / "complete").touch()  # what an interrupted installation leaves is not taken for an environment
         print(folder)
 
