@@ -46,7 +46,8 @@ def serially(ocr: TrOCR, paths: list[str], batch_size: int, **options):
     for start in range(0, len(paths), batch_size):
         pixels = ocr.processor(paths[start : start + batch_size]).pixel_values
         output = ocr.generate(pixels, **options)
-        yield from ocr._recognitions(output, paths[start : start + batch_size])
+        for path, row, count in zip(paths[start:], output.sequences, output.num_tokens, strict=False):
+            yield path, tuple(row[1 : 1 + count].tolist())
 
 
 def wasted(lengths: list[np.ndarray]) -> float:
@@ -65,21 +66,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_lines(pathlib.Path(folder), options.lines, options.scale)
         ratios = np.array([width / height for width, height in (load_rgb(path).size for path in paths)])
+
+        def stream(read_ahead: int | None = None):
+            for line in ocr.stream(paths, batch_size=size, read_ahead=read_ahead, **search):
+                yield line.source, line.token_ids
+
         ways = {
             "one after the other": lambda: serially(ocr, paths, size, **search),
-            "threads within a batch (`read_ahead=0`)": lambda: ocr.stream(
-                paths, batch_size=size, read_ahead=0, **search
-            ),
-            "one batch ahead": lambda: ocr.stream(paths, batch_size=size, read_ahead=1, **search),
-            "two batches ahead": lambda: ocr.stream(paths, batch_size=size, read_ahead=2, **search),
-            "seven, and of like width, the default": lambda: ocr.stream(paths, batch_size=size, **search),
+            "threads within a batch (`read_ahead=0`)": lambda: stream(0),
+            "one batch ahead": lambda: stream(1),
+            "two batches ahead": lambda: stream(2),
+            "seven, and of like width, the default": stream,
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         texts = {}
         for run in range(options.runs + 1):
             for name, way in ways.items():
                 wall, processor = time.perf_counter(), time.process_time()
-                texts[name] = {line.source: line.token_ids for line in way()}
+                texts[name] = dict(way())
                 if run > 0:
                     seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
         if any(found != texts["one after the other"] for found in texts.values()):
