@@ -14,9 +14,8 @@ NAMES = ("price.png", "printed.png", "number.png")
 
 
 @pytest.fixture
-def lines(tmp_path, monkeypatch):
+def lines(tmp_path, cache_home):
     """A folder of samples, of which the first has a label with two errors and one more has no image."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "lines"
     folder.mkdir()
     for name in NAMES:
