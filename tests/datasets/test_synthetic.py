@@ -9,6 +9,7 @@ import string
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 from PIL.ImageFont import truetype
 
@@ -52,6 +53,15 @@ def test_faces_whose_glyphs_are_not_what_their_tables_say_are_left_out(faces):
         assert (FONTS / name).is_file()
         assert name not in faces
     assert ASCII - faces["cmr10.ttf"].characters == set("\"<>\\_{|}'^`~")
+
+
+def test_faces_of_capitals_alone_are_left_out(tmp_path):
+    with TTFont(FONTS / "DejaVuSans.ttf") as font:
+        for letter in string.ascii_lowercase:
+            font["glyf"][letter] = font["glyf"][letter.upper()]
+        font.save(tmp_path / "capitals.ttf")
+    assert truetype(tmp_path / "capitals.ttf", 20).getmask("h").getbbox() is not None
+    assert list(find_faces([str(tmp_path / "capitals.ttf")])) == []
 
 
 def test_coverage_is_of_what_a_face_draws(faces):

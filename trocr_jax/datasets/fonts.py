@@ -48,12 +48,12 @@ def find_fonts(places: Iterable[str | os.PathLike[str]] = FOLDERS) -> list[str]:
 def find_faces(paths: Iterable[str], alphabet: Iterable[str] = ASCII) -> Iterator[Face]:
     """The faces that draw all of ASCII's letters and digits, with what they draw of the rest and of `alphabet`.
 
-    Others are left out, and so are files that are no fonts.
+    Others are left out, those of capitals alone among them, and so are files that are no fonts.
     """
     wanted = sorted({*alphabet, *ASCII})
     for path in paths:
         drawn = _drawn(path, wanted)
-        if drawn >= BASIC:
+        if drawn >= BASIC and _has_small_letters(path):
             yield Face(path, frozenset(drawn | {" "}))
 
 
@@ -61,7 +61,7 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
     """Those that the file draws.
 
     A face's table of characters is not enough: some have empty glyphs, or the box of a missing character, where there
-    should be a letter; some have capitals, or one box, for many letters; and some of symbols have other signs.
+    should be a letter; some have one box for many letters; and some of symbols have other signs.
     """
     from matplotlib.ft2font import FT2Font
 
@@ -83,6 +83,12 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
         )
         and _ink(font, character) not in (None, missing)
     }
+
+
+def _has_small_letters(path: str) -> bool:
+    """Whether h is higher than x: where it is not, small letters are capitals."""
+    h, x = (_ink(load_font(path, _TRIAL_SIZE), letter) for letter in "hx")
+    return h is not None and x is not None and x[0][1] - h[0][1] > 1
 
 
 def _is_named(tables: Any, glyph: int, character: str) -> bool:
