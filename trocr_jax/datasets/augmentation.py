@@ -5,12 +5,15 @@ Source: microsoft/unilm, trocr/data_aug.py. None of them changes the image that 
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from trocr_jax.datasets.randaugment import LEVELS, RANDAUGMENT, Change
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -88,7 +91,19 @@ def da2(image: Image.Image, random: np.random.Generator, *, size: tuple[int, int
     return DA2[kind](image, random)
 
 
-AUGMENTATIONS: Mapping[str, Mapping[str, Augmentation]] = {"da2": DA2}
+def _at_any_level(image: Image.Image, random: np.random.Generator, *, change: Change) -> Image.Image:
+    return change(image, random, int(random.integers(LEVELS)))
+
+
+# The kinds of change of each augmentation, to look at.
+AUGMENTATIONS: Mapping[str, Mapping[str, Augmentation]] = {
+    "da2": DA2,
+    "randaugment": {
+        change.__name__: functools.partial(_at_any_level, change=change)
+        for changes in RANDAUGMENT.values()
+        for change in changes
+    },
+}
 
 
 def contact_sheet(rows: Mapping[str, list[Image.Image]], *, width: int = 260, height: int = 56) -> Image.Image:
