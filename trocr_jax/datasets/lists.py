@@ -134,6 +134,8 @@ def _json_rows(files: Files, name: str) -> Iterator[Row]:
         path, text = (list(content.values())[i] for i in columns)
         if not isinstance(path, str) or not isinstance(text, str):
             raise ValueError(f"{where} has a path or a text that is not a string")
+        if any("\ud800" <= character <= "\udfff" for character in path + text):
+            raise ValueError(f"{where} has half of a surrogate pair, which is no character")
         yield number, path, text
 
 
