@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.datasets.files import grey, pack, write
 from tests.datasets.test_pages import PAGE
@@ -175,3 +178,36 @@ def test_an_archive_written_anew_is_read_anew(tmp_path):
     assert open_dataset(pack(folder, tmp_path / "l.zip"))[0].text == "old"
     write(folder, {"labels.tsv": "a.png\tanother\n"})
     assert open_dataset(pack(folder, tmp_path / "l.zip"))[0].text == "another"
+
+
+BEGINNINGS = (
+    PAGE.encode(),
+    b"a.png\tone\nb.png\ttwo\n",
+    b'path,text\na.png,"one, two"\n',
+    b'{"path": "a.png", "text": "one"}\n',
+    b"a01-000u-00 ok 154 19 408 746 1661 89 A|MOVE\n",
+    b"10,5,30,5,30,15,10,15,TOTAL\n",
+)
+
+
+@given(st.data())
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_damage_of_any_kind_is_an_error_that_names_the_file(tmp_path, data):
+    content = bytearray(data.draw(st.sampled_from(BEGINNINGS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=6)) or b"\0"
+    name = data.draw(st.sampled_from(["d.xml", "d.txt", "lines.txt", "d.zip"]))
+    write(tmp_path, {name: bytes(content), "a.png": grey(3), "page.png": grey(5, (100, 60))})
+    for kind in (None, *FORMATS):
+        try:
+            examples = open_dataset(tmp_path / name, format=kind)
+        except (ValueError, OSError) as error:
+            message = str(error)
+            assert str(tmp_path) in message
+            continue
+        for example in examples:
+            with contextlib.suppress(ImageError):
+                assert example.open().mode == "RGB"

@@ -53,7 +53,10 @@ def misfit_csv(files: Files, name: str) -> str | None:
     line = first_line(files, name)
     if line.startswith(("{", "<")) or "\t" in line:
         return "its first line is none of comma-separated values"
-    fields = next(csv.reader([line]))
+    try:
+        fields = next(csv.reader([line]))
+    except csv.Error as error:
+        return f"its first line is no CSV: {error}"
     if _header(fields) is not None:
         return None
     if len(fields) != 2:
