@@ -46,7 +46,14 @@ from trocr_jax.modeling.cache import allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, HeadMasks, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.loss import IGNORED_LABEL, cross_entropy, shift_tokens_right
-from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params, apply, init_params, prepare
+from trocr_jax.modeling.model import (
+    VisionEncoderDecoder,
+    abstract_params,
+    apply,
+    encode_images,
+    init_params,
+    prepare,
+)
 from trocr_jax.modeling.policy import get_policy
 from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, shard_batch
 
@@ -461,7 +468,7 @@ class VisionEncoderDecoderModel(_Model):
 @functools.partial(jax.jit, static_argnames=("module", "output_attentions", "output_hidden_states"))
 def encode(params: Params, pixel_values: Array, *, module: Encoder, **outputs: bool) -> EncoderOutput:
     """What an encoder module computes with these parameters, compiled."""
-    return apply(module, params, pixel_values, **outputs)
+    return encode_images(module, params, pixel_values, **outputs)
 
 
 @functools.partial(jax.jit, static_argnames=("module",))

@@ -28,7 +28,7 @@ from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchO
 from trocr_jax.decoding.shapes import bucket, length_bucket
 from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.model import VisionEncoderDecoder, apply
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images
 from trocr_jax.sharding import DATA, axis_size, fetch, mesh_of
 
 Array = jax.Array
@@ -154,7 +154,8 @@ def run(
     """The whole of inference as one program: encode, project the cross keys and values once, search."""
     states = inputs.encoder_hidden_states
     if states is None:
-        states = apply(model, params, inputs.pixel_values, method="encode").last_hidden_state
+        assert inputs.pixel_values is not None
+        states = encode_images(model, params, inputs.pixel_values, method="encode").last_hidden_state
     width = num_beams * num_samples  # one of the two is 1
     cache = apply(model, params, states, inputs.encoder_attention_mask, width, length, method="start")
 

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 
 from trocr_jax.config import VisionEncoderDecoderConfig
@@ -110,6 +111,19 @@ class VisionEncoderDecoder(nn.Module):
 def apply(module: nn.Module, params: Params, *arguments: Any, **options: Any) -> Any:
     """What the module computes with these parameters; `method=` names one of its methods."""
     return module.apply({"params": params}, *arguments, **options)
+
+
+def encode_images(module: nn.Module, params: Params, pixel_values: Array, **options: Any) -> EncoderOutput:
+    """As `apply`, for what encodes images [B, 3, height, width].
+
+    Where the policy says so, one after the other, unless they are small enough for several to stay in the caches.
+    """
+    config = getattr(module.config, "encoder", module.config)
+    scores = 4 * config.num_attention_heads * config.num_tokens**2  # bytes, float32
+    if not module.policy.by_image or pixel_values.shape[0] == 1 or scores < 1 << 20:
+        return apply(module, params, pixel_values, **options)
+    output = lax.map(lambda image: apply(module, params, image[None], **options), pixel_values)
+    return jax.tree.map(lambda leaf: leaf.squeeze(1), output)  # [B, 1, ...] -> [B, ...]
 
 
 def init_params(model: VisionEncoderDecoder, key: Array) -> Params:

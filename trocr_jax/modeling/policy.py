@@ -18,7 +18,7 @@ class Policy:
 
     `operand` is the dtype that both sides of every matrix product are rounded to; products accumulate and arrive in
     `result`, which is also the dtype of the residual stream, norms, softmax, logits and scores (float32 at least).
-    `param_dtype` is what `init` creates. The last three fields describe the tree that `prepare` makes: canonical
+    `param_dtype` is what `init` creates. The layouts describe the tree that `prepare` makes: canonical
     trees have separate query, key and value kernels, all in Flax's [in, out] layout.
     """
 
@@ -31,6 +31,8 @@ class Policy:
     decoder_layout: Layout = "in_out"
     # XLA's CPU backend has no fast bfloat16 product for one row: rows are padded up to this number.
     min_rows: int = 1
+    # Encode one image at a time, so that a CPU's caches hold what is being worked on.
+    by_image: bool = False
 
     @property
     def result(self) -> jnp.dtype:
@@ -75,4 +77,5 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
         decoder_layout="out_in" if is_cpu else "in_out",
         min_rows=4 if is_cpu and is_half else 1,
+        by_image=is_cpu,
     )
