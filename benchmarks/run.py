@@ -3,9 +3,9 @@
 usage: python -m benchmarks.run [--device cpu] [--suite quick] [--peers NAME ...] [--output FOLDER] ...
 
 Random models of the official architectures, as many tokens as asked for in every text; then the embedded model over
-lines of text with natural stops. Each contender is a process of its own, stopped while it is not its turn; they are
-asked in turn behind a first run that is not counted (it compiles). Medians and ranges over rounds; a ratio's range is
-that of the ratios within rounds. Ids are compared with transformers' in float32. The floor is benchmarks/floor.py's.
+lines of text with natural stops. Each contender is a process of its own, and they are asked in turn, one at a time,
+behind a first run that is not counted (it compiles). Medians and ranges over rounds; a ratio's range is that of the
+ratios within rounds. Ids are compared with transformers' in float32. The floor is benchmarks/floor.py's.
 
 A peer that is not set up is a row that says how: python -m benchmarks.environments NAME
 """
