@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import floor
@@ -12,10 +13,12 @@ from benchmarks.contenders.process import ContenderError, Process
 from benchmarks.rounds import Patience, measure, note, share_equal
 from trocr_jax.modeling import policy
 
+POLICIES = [name for name in policy._POLICIES if name != "float64"]
 
-def policies() -> list[Contender]:
-    """This library under every policy that it has but float64."""
-    return [ours(name, found.operand) for name, found in policy._POLICIES.items() if name != "float64"]
+
+def policies(names: Sequence[str] = POLICIES) -> list[Contender]:
+    """This library under each of the precision policies, by default all that it has but float64."""
+    return [ours(name, policy.get_policy(name).operand) for name in names]
 
 
 class Field:

@@ -3,9 +3,9 @@
 usage: python -m benchmarks.run [--device cpu] [--suite quick] [--peers NAME ...] [--output FOLDER] ...
 
 Random models of the official architectures, as many tokens as asked for in every text; then the embedded model over
-lines of text with natural stops. Each contender is a process of its own, stopped while it is not its turn; they are
-asked in turn behind a first run that is not counted (it compiles). Medians and ranges over rounds; a ratio's range is
-that of the ratios within rounds. Ids are compared with transformers' in float32. The floor is benchmarks/floor.py's.
+lines of text with natural stops. Each contender is a process of its own, and they are asked in turn, one at a time,
+behind a first run that is not counted (it compiles). Medians and ranges over rounds; a ratio's range is that of the
+ratios within rounds. Ids are compared with transformers' in float32. The floor is benchmarks/floor.py's.
 
 A peer that is not set up is a row that says how: python -m benchmarks.environments NAME
 """
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import floor, machine, twin
 from benchmarks.contenders import PEERS, chosen
-from benchmarks.field import Field, policies
+from benchmarks.field import POLICIES, Field, policies
 from benchmarks.lines import FOLDER, some_lines
 from benchmarks.plots import plot_workloads, write_text
 from benchmarks.report import report
@@ -80,7 +80,7 @@ def line_workloads(field: Field, options: argparse.Namespace, scratch: pathlib.P
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields everything measured so far, ready for JSON, after each workload."""
     patience = Patience(options.limit, options.slow)
-    contenders = chosen(options.device, policies(), options.peers)
+    contenders = chosen(options.device, policies(options.policies), options.peers)
     done: dict[str, Any] = {
         "machine": machine.describe("benchmarks.run"),
         "versions": {},
@@ -114,6 +114,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES, help="of this library")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PEERS)}")
     parser.add_argument("--models", nargs="+", choices=[*twin.MODELS, NANO])
     parser.add_argument("--batches", nargs="+", type=int)

@@ -93,7 +93,7 @@ def serve(server: Any, requests: Iterable[str], replies: TextIO) -> None:
 
 
 def end_with_parent() -> None:
-    """Lets Linux end this process when its parent ends: a stopped process would not see that its pipe is closed."""
+    """Lets Linux end this process when its parent ends: a request may take minutes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any
 
 
-def exported(folder: str, format_name: str, export: Callable[[], Any]) -> str:
-    """The folder of a model in a format, made by `export` and saved if there is none yet."""
-    target = pathlib.Path(f"{folder}-{format_name}")
+def exported(folder: str, side: str) -> str:
+    """The folder of a model in a side's format. If there is none yet, `python -m SIDE FOLDER TARGET` makes it.
+
+    That is a process of its own, since exporting takes several times the memory of the model.
+    """
+    target = pathlib.Path(f"{folder}-{side.rsplit('.', 1)[-1].removesuffix('_side')}")
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             whole = os.path.join(scratch, "model")
-            export().save_pretrained(whole)
+            subprocess.run([sys.executable, "-m", side, folder, whole], check=True)
             os.replace(whole, target)
     return str(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import openvino
@@ -16,7 +17,7 @@ class Reader(transformers_side.Reader):
     """The model converted once, then compiled."""
 
     def _load(self, folder: str) -> Any:
-        path = exported(folder, "openvino", lambda: OVModelForVision2Seq.from_pretrained(folder, export=True))
+        path = exported(folder, __name__)
         return OVModelForVision2Seq.from_pretrained(path, device="CPU")
 
     def versions(self) -> dict[str, str]:
@@ -24,3 +25,7 @@ class Reader(transformers_side.Reader):
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         own = {"openvino": openvino.__version__.split("-")[0], "in": precision, "optimum-intel": __version__}
         return own | super().versions()
+
+
+if __name__ == "__main__":
+    OVModelForVision2Seq.from_pretrained(sys.argv[1], export=True).save_pretrained(sys.argv[2])

@@ -1,7 +1,7 @@
 """A contender's process as its parent sees it: requests and replies are lines of JSON over a pipe.
 
-Between requests the process is stopped (SIGSTOP), so that threads that spin while they wait for work take no time from
-the contender whose turn it is.
+Threads that wait for work are asked not to spin (see DEFAULTS), so that they take no time from the contender whose turn
+it is. Stopping the processes instead (SIGSTOP, SIGCONT) was tried: threads that prepare images then hang for minutes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Process:
         timer = threading.Timer(limit, self._process.kill)
         try:
             timer.start()
-            self._process.send_signal(signal.SIGCONT)
             with contextlib.suppress(BrokenPipeError):  # why it ended is told below
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
@@ -56,7 +55,6 @@ class Process:
             timer.cancel()
         if not line:
             raise ContenderError(self._reason(limit))
-        self._process.send_signal(signal.SIGSTOP)
         reply = json.loads(line)
         if "error" in reply:
             raise ContenderError(reply["error"])
