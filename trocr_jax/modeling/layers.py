@@ -6,6 +6,7 @@ B images, Q queries of one image, L keys of one image, H heads, D head size, E w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,11 @@ def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
         preferred_element_type=policy.result,
     )
     return product[:rows].reshape(*x.shape[:-1], product.shape[-1])  # [rows, out] -> [..., out]
+
+
+def remat_if(is_on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a module and arrays; if so asked, one that keeps no more than its arguments for its gradient."""
+    return nn.remat(run) if is_on else run
 
 
 class Dense(nn.Module):

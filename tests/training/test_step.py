@@ -1,0 +1,232 @@
+"""The step against torch: gradients, one update, two hundred of them; and what the step does beside."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.twins import config_dict, make_twin, switched
+from trocr_jax.checkpoints import names, store
+from trocr_jax.modeling.model import VisionEncoderDecoder
+from trocr_jax.modeling.policy import get_policy
+from trocr_jax.training import create_state, make_loss, make_optimizer, make_train_step, pad_labels
+
+SMALL = config_dict({"num_hidden_layers": 1}, {"decoder_layers": 1})
+TEXTS = [[7, 30, 12, 9, 2], [5, 2], [11, 4, 2], [33, 8, 8, 2]]
+
+
+def batch(twin, seed=0, dtype="float32"):
+    return twin.pixels(len(TEXTS), seed, dtype), pad_labels(TEXTS, 6)
+
+
+def torch_loss(oracle, pixels, labels, label_smoothing=0.0, start=2):
+    """By hand, from the logits: the oracle's own loss was wrong in some versions."""
+    labels = torch.from_numpy(labels).long()
+    ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    ids = ids.masked_fill(ids == -100, 1)
+    logits = oracle(torch.from_numpy(pixels), decoder_input_ids=ids).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+
+
+def as_tree(oracle, config, pick):
+    """What `pick` takes of each of the oracle's parameters, as our tree."""
+    found = {name: pick(p) for name, p in oracle.named_parameters(remove_duplicate=False)}
+    found = {name: value.detach().numpy() for name, value in found.items() if value is not None}
+    return store.from_torch(found, names.table(config), "the oracle")
+
+
+def close(found, expected, **tolerance):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+OTHER = switched(encoder="deit", positions="sinusoidal", tied=False, cross="bridge", layernorm_embedding=False)
+
+
+@pytest.mark.parametrize(("content", "start", "remat"), [(SMALL, 2, False), (OTHER, 0, True)], ids=["small", "other"])
+def test_gradients_are_torchs_in_float64(x64, content, start, remat):
+    twin = make_twin(content)
+    oracle = copy.deepcopy(twin.oracle).double()
+    if content["decoder"].get("use_learned_position_embeddings") is False:
+        positions = oracle.decoder.model.decoder.embed_positions
+        positions.weights = positions.weights.double()
+    pixels, labels = batch(twin, dtype="float64")
+    expected = torch_loss(oracle, pixels, labels, 0.1, start)
+    expected.backward()
+    policy = dataclasses.replace(get_policy("float64"), remat=remat)
+    model = VisionEncoderDecoder(twin.config, policy)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), twin.params)
+    loss = make_loss(model, start_token_id=start, label_smoothing=0.1, deterministic=True)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params, pixels, labels, jax.random.key(0))
+    count = (labels != -100).sum()
+    np.testing.assert_allclose(value / count, expected.item(), rtol=1e-12)
+    grads = jax.tree.map(lambda leaf: leaf / count, grads)
+    close(grads, as_tree(oracle, twin.config, lambda p: p.grad), atol=1e-8, rtol=0)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 0.1
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return make_twin(SMALL)
+
+
+def model_of(twin, **dropout):
+    decoder = dataclasses.replace(twin.config.decoder, **dropout)
+    return VisionEncoderDecoder(dataclasses.replace(twin.config, decoder=decoder), get_policy("float32"))
+
+
+def leaves(tree):
+    return {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def torch_adamw(oracle, learning_rate, weight_decay):
+    """Torch's, with what is decayed told by the oracle's own names."""
+    groups = {True: [], False: []}
+    for name, p in oracle.named_parameters():
+        groups["norm" not in name and not name.endswith("bias")].append(p)
+    options = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+    return torch.optim.AdamW(options, lr=learning_rate)
+
+
+def torch_steps(oracle, batches, learning_rate, weight_decay, max_grad_norm):
+    """The loss of each step, taken by torch."""
+    optimizer, losses = torch_adamw(oracle, learning_rate, weight_decay), []
+    for pixels, labels in batches:
+        optimizer.zero_grad()
+        loss = torch_loss(oracle, pixels, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in oracle.parameters() if p.grad is not None], max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_one_update_is_torchs(x64, twin):
+    oracle = copy.deepcopy(twin.oracle).double()
+    pixels, labels = batch(twin, dtype="float64")
+    [expected] = torch_steps(oracle, [(pixels, labels)], 1e-2, 0.1, 0.5)
+    model = VisionEncoderDecoder(twin.config, get_policy("float64"))
+    optimizer = make_optimizer(1e-2, weight_decay=0.1, max_grad_norm=0.5)
+    state = create_state(twin.params, optimizer, dtype="float64")
+    state, found = make_train_step(model, optimizer, deterministic=True)(state, pixels, labels)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-12)
+    assert found.grad_norm > 0.5  # it was clipped
+    updated = as_tree(oracle, twin.config, lambda p: p)
+    # Where a gradient is rounding alone, as that of keys' biases is, Adam makes a whole step of its sign.
+    sure, expected = leaves(state.params), leaves(updated)
+    assert sure.keys() == expected.keys()
+    keys = {name for name in sure if name.endswith("k_proj/bias")}
+    assert len(keys) == 3
+    for name in sure.keys() - keys:
+        np.testing.assert_allclose(sure[name], expected[name], atol=1e-8, rtol=0, err_msg=name)
+
+
+def test_a_loss_curve_is_torchs(twin):
+    oracle, rng = copy.deepcopy(twin.oracle), np.random.default_rng(0)
+    batches = [
+        (twin.pixels(4, i % 5), pad_labels([rng.integers(3, 41, 4).tolist() + [2] for _ in range(4)], 6)) for i in range(5)
+    ] * 40
+    expected = torch_steps(oracle, batches, 1e-3, 1e-2, 1.0)
+    optimizer = make_optimizer(1e-3, weight_decay=1e-2)
+    step = make_train_step(model_of(twin), optimizer, deterministic=True)
+    state, losses = create_state(twin.params, optimizer), []
+    for pixels, labels in batches:
+        state, found = step(state, pixels, labels)
+        losses.append(float(found.loss))
+    assert len(losses) == 200
+    assert expected[-1] < 0.5 * expected[0]
+    np.testing.assert_allclose(losses, expected, atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return make_optimizer(1e-2, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def plain_step(twin, optimizer):
+    """A step that has been compiled once; states without a moving average and nothing frozen."""
+    return make_train_step(model_of(twin), optimizer, deterministic=True)
+
+
+def test_accumulation_is_one_big_batch(twin, optimizer, plain_step):
+    pixels, labels = batch(twin)
+    whole, found = plain_step(create_state(twin.params, optimizer), pixels, labels)
+    step = make_train_step(model_of(twin), optimizer, deterministic=True, accumulate=2)
+    parts, parts_found = step(create_state(twin.params, optimizer), pixels, labels)
+    np.testing.assert_allclose(parts_found.loss, found.loss, rtol=1e-6)
+    np.testing.assert_allclose(parts_found.grad_norm, found.grad_norm, rtol=1e-5)
+    assert parts_found.num_tokens == found.num_tokens == 14
+    # Adam's first step is the gradient's sign: compare its memory of the gradients.
+    close(parts.opt_state[1][0].mu, whole.opt_state[1][0].mu, atol=1e-6)
+    with pytest.raises(ValueError, match="4 images cannot be divided into 3"):
+        make_train_step(model_of(twin), optimizer, accumulate=3)(create_state(twin.params, optimizer), pixels, labels)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(twin, optimizer, plain_step):
+    pixels, labels = batch(twin)
+    state, _ = plain_step(create_state(twin.params, optimizer), pixels, labels)
+    before = jax.tree.map(np.array, (state.trainable, state.opt_state))
+    state, found = plain_step(state, np.full_like(pixels, np.nan), labels)
+    assert not found.is_finite
+    assert (int(state.step), int(state.num_skipped)) == (2, 1)
+    jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.opt_state), before)
+    state, found = plain_step(state, pixels, labels)
+    assert found.is_finite
+    assert (int(state.step), int(state.num_skipped)) == (3, 1)
+    assert not np.array_equal(state.trainable["decoder/embed_tokens/embedding"], before[0]["decoder/embed_tokens/embedding"])
+
+
+def test_frozen_weights_do_not_change_and_have_no_optimizer_state(twin, optimizer):
+    pixels, labels = batch(twin)
+    frozen = r"^encoder/|embed_"
+    state = create_state(twin.params, optimizer, frozen=frozen, with_ema=True)
+    step = make_train_step(model_of(twin, dropout=0.2), optimizer, ema_decay=0.9)
+    for _ in range(2):
+        state, _ = step(state, pixels, labels)
+    before, after = leaves(twin.params), leaves(state.params)
+    frozen_names = {name for name in before if name.startswith("encoder/") or "embed_" in name}
+    assert 20 < len(frozen_names) < len(before)
+    for name in before:
+        assert (before[name].tobytes() == after[name].tobytes()) == (name in frozen_names), name
+    assert not frozen_names & state.opt_state[1][0].mu.keys()
+    averaged = leaves(state.averaged_params)
+    for name in before.keys() - frozen_names:
+        assert not np.array_equal(averaged[name], after[name])
+    # After the first update 0.1 of the start is left, after the second 2 / 11 of the average then.
+    assert averaged.keys() == before.keys()
+    with pytest.raises(ValueError, match="'encodr' is found|found in 0 of"):
+        create_state(twin.params, optimizer, frozen="encodr")
+
+
+def test_dropout_depends_on_the_key_and_the_step(twin, optimizer):
+    pixels, labels = batch(twin)
+    still = make_optimizer(1e-30)  # weights stay
+    step = make_train_step(model_of(twin, dropout=0.5), still)
+
+    def losses(seed):
+        state, found = create_state(twin.params, still, seed=seed), []
+        for _ in range(2):
+            state, metrics = step(state, pixels, labels)
+            found.append(float(metrics.loss))
+        return found
+
+    first = losses(0)
+    assert losses(0) == first
+    assert len({*first, *losses(1)}) == 4
+
+
+def test_bfloat16_computes_from_float32_master_weights(twin, optimizer, plain_step):
+    pixels, labels = batch(twin)
+    half = make_train_step(VisionEncoderDecoder(twin.config, get_policy("bfloat16")), optimizer, deterministic=True)
+    state, found = half(create_state(twin.params, optimizer), pixels, labels)
+    _, exact = plain_step(create_state(twin.params, optimizer), pixels, labels)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
+    assert 0 < abs(float(found.loss - exact.loss)) < 0.1

@@ -1,0 +1,23 @@
+"""Training: labels, loss, optimizer and step for a loop of one's own, and `fit`, the loop that is there."""
+
+from trocr_jax.modeling.loss import cross_entropy, shift_tokens_right, summed_cross_entropy
+from trocr_jax.training.labels import LabelFormat, TextEncoder, detect_label_format, pad_labels
+from trocr_jax.training.optimizer import make_optimizer, make_schedule
+from trocr_jax.training.step import StepMetrics, TrainState, create_state, make_loss, make_train_step
+
+__all__ = [
+    "LabelFormat",
+    "StepMetrics",
+    "TextEncoder",
+    "TrainState",
+    "create_state",
+    "cross_entropy",
+    "detect_label_format",
+    "make_loss",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "pad_labels",
+    "shift_tokens_right",
+    "summed_cross_entropy",
+]
