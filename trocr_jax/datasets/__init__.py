@@ -1,1 +1,6 @@
 """Lines with known texts, as files hold them."""
+
+from trocr_jax.datasets.example import Example
+from trocr_jax.datasets.formats import FORMATS, open_dataset
+
+__all__ = ["FORMATS", "Example", "open_dataset"]

@@ -9,6 +9,7 @@ CMYK, 16-bit and grayscale are handled here.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -166,11 +167,14 @@ def is_single(images: Any) -> bool:
     return isinstance(images, str | os.PathLike | Image.Image) or (hasattr(images, "ndim") and images.ndim in (2, 3))
 
 
-def load_rgb(image: Any) -> Image.Image:
-    """One image (path, PIL image or array) as an upright 8-bit RGB image. Raises ImageError."""
-    name = describe(image)
+def load_rgb(image: Any, *, name: str | None = None) -> Image.Image:
+    """One image (path, file in memory, PIL image or array) as an upright 8-bit RGB image.
+
+    Raises ImageError, whose message has its `name`, by default what `describe` says.
+    """
+    name = describe(image) if name is None else name
     try:
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | os.PathLike | io.BytesIO):
             with Image.open(image) as opened:
                 return _to_rgb(opened)
         if isinstance(image, Image.Image):
