@@ -18,9 +18,9 @@ class Policy:
 
     `operand` is the dtype that both sides of every matrix product are rounded to; products accumulate and arrive in
     `result`, which is also the dtype of the residual stream, norms, softmax, logits and scores (float32 at least).
-    `param_dtype` is what `init` creates. `is_prepared` and what follows it describe the tree that `prepare` makes: canonical
-    trees have separate query, key and value kernels, all in Flax's [in, out] layout. With `remat` a gradient computes
-    what is inside a block a second time rather than keep it.
+    `param_dtype` is what `init` creates. With `remat` a gradient computes what is inside a block a second time rather
+    than keep it. The other fields describe the tree that `prepare` makes: canonical trees have separate query, key and
+    value kernels, all in Flax's [in, out] layout.
     """
 
     name: str

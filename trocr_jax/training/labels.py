@@ -40,7 +40,7 @@ class TextEncoder:
     """Texts to labels for one checkpoint; `max_length` is the most tokens of one, the end token counted."""
 
     tokenizer: TrOCRTokenizer
-    label_format: LabelFormat
+    prefix: tuple[int, ...]  # what labels begin with: <s> in the format "hf"
     start_token_id: int
     eos_token_id: int
     pad_token_id: int
@@ -65,11 +65,12 @@ class TextEncoder:
         if not ends:
             raise ValueError("eos_token_id is not set in the generation settings: a text could never end; set it")
         chosen = label_format or detect_label_format(settings, tokenizer)
-        if chosen == "hf" and tokenizer.bos_token_id is None:
+        bos = tokenizer.bos_token_id
+        if chosen == "hf" and bos is None:
             raise ValueError("the tokenizer has no token before a text (<s>), which label_format='hf' needs")
         return cls(
             tokenizer,
-            chosen,
+            (bos,) if chosen == "hf" and bos is not None else (),
             settings.start_token_id,
             tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0],
             config.label_pad_token_id,
@@ -78,9 +79,8 @@ class TextEncoder:
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """The labels of each text, whatever their length."""
-        first = [self.tokenizer.bos_token_id] if self.label_format == "hf" else []
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [[*first, *row, self.eos_token_id] for row in rows]
+        return [[*self.prefix, *row, self.eos_token_id] for row in rows]
 
     def labels(self, texts: Sequence[str], *, names: Sequence[str] | None = None) -> np.ndarray:
         """Labels int32 [N, T] of texts, all that fit; -100 behind the end token, which no loss counts.
@@ -92,8 +92,8 @@ class TextEncoder:
         if too_long := [i for i, row in enumerate(rows) if len(row) > self.max_length]:
             first = too_long[0]
             raise ValueError(
-                f"{len(too_long)} of {len(texts)} texts are longer than the {self.max_length} tokens that this model has "
-                f"positions for, the first of them {names[first] if names else f'text {first}'} with "
+                f"{len(too_long)} of {len(texts)} texts are longer than the {self.max_length} tokens that this model "
+                f"has positions for, the first of them {names[first] if names else f'text {first}'} with "
                 f"{len(rows[first])}: {texts[first][:60]!r}; leave them out or divide the lines"
             )
         return pad_labels(rows, self.padded_length(rows))

@@ -29,9 +29,13 @@ def make_schedule(kind: ScheduleKind, peak: float, *, warmup_steps: int = 0, max
     if kind not in get_args(ScheduleKind):
         raise ValueError(f"schedule is {kind!r}; choose one of {list(get_args(ScheduleKind))}")
     if not peak > 0 or warmup_steps < 0:
-        raise ValueError(f"learning rate {peak} and warmup_steps {warmup_steps}: the first must be above 0, both finite")
+        raise ValueError(
+            f"learning rate {peak} and warmup_steps {warmup_steps}: the first must be above 0, both finite"
+        )
     if kind in ("cosine", "linear") and (max_steps is None or max_steps <= warmup_steps):
-        raise ValueError(f"a {kind} schedule ends: max_steps is {max_steps}, pass more than warmup_steps={warmup_steps}")
+        raise ValueError(
+            f"a {kind} schedule ends: max_steps is {max_steps}, pass more than warmup_steps={warmup_steps}"
+        )
 
     def schedule(count: Any) -> Any:
         update = jnp.asarray(count, jnp.float32) + 1

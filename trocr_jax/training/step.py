@@ -59,6 +59,7 @@ class StepMetrics:
     grad_norm: Array  # global, before clipping
     num_tokens: Array  # that the loss counts
     is_finite: Array  # bool, whether weights were updated
+    num_skipped: Array  # steps that were not, this one included
 
 
 def create_state(
@@ -144,9 +145,7 @@ def make_train_step(
         raise ValueError(f"accumulate is {accumulate}; it is a number of parts of a batch, 1 or more")
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay is {ema_decay}; it must lie between 0 and 1")
-    loss = make_loss(
-        model, start_token_id=start_token_id, label_smoothing=label_smoothing, deterministic=deterministic
-    )
+    loss = make_loss(model, start_token_id=start_token_id, label_smoothing=label_smoothing, deterministic=deterministic)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, pixel_values: Array, labels: Array) -> tuple[TrainState, StepMetrics]:
@@ -157,7 +156,7 @@ def make_train_step(
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
         is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
         state = _updated(state, optimizer, grads, is_finite, ema_decay)
-        return state, StepMetrics(value, norm, num_tokens, is_finite)
+        return state, StepMetrics(value, norm, num_tokens, is_finite, state.num_skipped)
 
     return step
 
@@ -185,7 +184,13 @@ def _updated(
 
 
 def _gradients(
-    loss: Callable[..., Array], state: TrainState, pixel_values: Array, labels: Array, num_tokens: Array, *, accumulate: int
+    loss: Callable[..., Array],
+    state: TrainState,
+    pixel_values: Array,
+    labels: Array,
+    num_tokens: Array,
+    *,
+    accumulate: int,
 ) -> tuple[Array, Flat]:
     """(mean loss over the batch's tokens, its gradients with respect to `state.trainable`)."""
     key = jax.random.fold_in(state.key, state.step)
@@ -200,7 +205,7 @@ def _gradients(
     if labels.shape[0] % accumulate:
         raise ValueError(f"{labels.shape[0]} images cannot be divided into {accumulate} equal parts; change accumulate")
 
-    def add(total: tuple[Array, Flat], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Flat], None]:
+    def add(total: tuple[Array, Flat], part: tuple[Array, ...]) -> tuple[tuple[Array, Flat], None]:
         images, targets, number = part
         found = value_and_grad(state.trainable, images, targets, jax.random.fold_in(key, number))
         return jax.tree.map(jnp.add, total, found), None
