@@ -13,11 +13,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 SAMPLES = pathlib.Path(__file__).parents[1] / "notebooks" / "samples"
 
 
+CACHE_OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 MAPS = pathlib.Path("/proc/self/maps")  # of Linux
 
 
@@ -48,3 +54,17 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs ../shared")
     return SHARED
+
+
+@pytest.fixture
+def cache_home(tmp_path, monkeypatch):
+    """The user's cache stays untouched, and so does the process's configuration."""
+    before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -9,7 +9,6 @@ import sys
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image, ImageDraw, ImageFont
 
 import trocr_jax
@@ -18,11 +17,7 @@ from trocr_jax import cli
 from trocr_jax.results import Recognition
 
 WORDS = {"a.png": "TOTAL 39", "b.png": "12.50", "c.png": "The quick brown fox"}
-CACHE_OPTIONS = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
+pytestmark = pytest.mark.usefixtures("cache_home")
 
 
 def draw(path, text):
@@ -33,20 +28,6 @@ def draw(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    """The user's cache stays untouched, and so does the process's configuration."""
-    before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    yield tmp_path / "cache"
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -61,13 +61,30 @@ def test_bring_your_own_checkpoint(downloads, capsys):
     assert (downloads / "small-printed" / "flax_model.safetensors").is_file()
 
 
+def blocks(heading):
+    """The code blocks of Python below a heading."""
+    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
 def test_the_python_in_it_runs(monkeypatch, capsys):
     monkeypatch.chdir(README.parent)
     names: dict = {}
-    section = README.read_text().split("\n## From Python\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    assert len(blocks("From Python")) == 2
+    for block in blocks("From Python"):
         exec(block, names)
     assert capsys.readouterr().out.startswith("Date: 09.10.93 07:53:40 ")
     assert [line.text for line in names["lines"]] == ["RM3.01", "Date: 09.10.93 07:53:40"]
+    (block,) = blocks("Evaluation")
+    exec(block, names)
+    assert capsys.readouterr().out == "0.0 []\n"
+
+
+def test_evaluation(monkeypatch, tmp_path, capsys):
+    shutil.copytree(SAMPLES, tmp_path / "notebooks" / "samples")
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(commands("Evaluation")[0])
+    assert program == "trocr-jax"
+    assert cli.main(arguments) == 0
+    assert "all, 9 lines" in capsys.readouterr().out
+    assert (tmp_path / "worst.html").is_file()

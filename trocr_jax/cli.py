@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
 from trocr_jax.commands.checkpoints import add_checkpoints
+from trocr_jax.commands.data import add_data
+from trocr_jax.commands.evaluate import add_evaluate
 from trocr_jax.commands.read import add_read
 
 
@@ -40,5 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_read(commands)
     add_checkpoints(commands)
+    add_evaluate(commands)
+    add_data(commands)
     add_calibrate(commands)
     return parser

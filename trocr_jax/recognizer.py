@@ -110,6 +110,11 @@ class TrOCR(Saved):
         return self._network.config
 
     @property
+    def source(self) -> str | None:
+        """What the weights were read from: a hub id and its revision, or a folder's name."""
+        return None if self._network.source is None else str(self._network.source)
+
+    @property
     def generation_config(self) -> GenerationConfig:
         """The checkpoint's generation settings, which a call's options go on top of."""
         return self._network.generation_config

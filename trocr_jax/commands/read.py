@@ -43,22 +43,23 @@ def add_read(commands: Any) -> None:
         "paths", nargs="+", metavar="PATH", help="image, folder (all images below it), glob, or - for stdin"
     )
     read.add_argument("--model", metavar="ID_OR_FOLDER", help="hub id or folder (default: the small embedded model)")
-    _add_search(read)
+    add_search(read)
     read.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
         help="precision (default: auto, which is float32 on CPU and bfloat16 on GPU and TPU)",
     )
-    read.add_argument("--batch-size", type=_positive, metavar="N", help="images read at a time")
+    read.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")
     _add_results(read)
     _add_output(read)
 
 
-def _add_search(read: argparse.ArgumentParser) -> None:
-    read.add_argument("--num-beams", type=_positive, metavar="N", help="beams to search with; 1 is greedy")
+def add_search(read: argparse.ArgumentParser) -> None:
+    """The arguments that say how texts are searched for."""
+    read.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with; 1 is greedy")
     read.add_argument("--preset", choices=("fairseq",), help="decode and resize as the original TrOCR's code did")
-    read.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest text, in tokens")
+    read.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest text, in tokens")
     read.add_argument("--allow", metavar="CHARACTERS", help="texts of these characters only, such as 0123456789")
     read.add_argument("--pattern", metavar="REGEX", help="texts that match a regular expression as a whole")
     read.add_argument("--lexicon", metavar="FILE", help="texts that are a line of this file")
@@ -101,7 +102,8 @@ def _add_output(read: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
     try:
         number = int(text)
     except ValueError:
@@ -143,8 +145,8 @@ def _check_output(options: argparse.Namespace) -> None:
         raise ValueError("boxes are printed with --format jsonl, or drawn with --save-overlay DIR")
 
 
-def _constraint(options: argparse.Namespace) -> dict[str, Constraint]:
-    """The setting, if there is one."""
+def constraint_of(options: argparse.Namespace) -> dict[str, Constraint]:
+    """What parsed arguments say texts may be: the setting, if there is one."""
     from trocr_jax.constraints import AllowedCharacters, Lexicon, Pattern
 
     makers = ((AllowedCharacters, options.allow), (Pattern, options.pattern), (Lexicon.from_file, options.lexicon))
@@ -204,7 +206,7 @@ def _results(
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
     names = ("num_beams", "max_new_tokens", "preset", "reject_below", "boxes")
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    settings |= _constraint(options)
+    settings |= constraint_of(options)
     first, second = itertools.tee(numbered)
     images: Iterable[str] = (path for _, path in first)
     if options.resume or options.shard:
