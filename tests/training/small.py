@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -46,33 +47,38 @@ def shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, (1, 0, float(rng.uniform(-4, 4)), 0, 1, 0))
 
 
-def train_until_killed(model: str, cache: str, output: str, num_images: int | None) -> None:
-    """Trains or resumes, with everything on that has a state, until so many images were opened; None is to the end."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def options(max_steps: int) -> dict:
+    """Settings with everything on that has a state; 150 steps are enough to learn the lines by heart."""
+    return {
+        "augment": shift,
+        "max_steps": max_steps,
+        "batch_size": 5,
+        "learning_rate": 1e-2,
+        "schedule": "linear",
+        "warmup_steps": 10,
+        "eval_every": 75,
+        "checkpoint_every": 30,
+        "ema_decay": 0.9,
+        "patience": 0,
+    }
+
+
+def train(model: str, cache: str, output: str, max_steps: int, num_images: int | None) -> None:
+    """Trains or resumes; kills its process when so many images were opened, if not None."""
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     opened = []
 
-    def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        opened.append(None)
-        if len(opened) == num_images:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return shift(image, rng)
+    def counted(example: Example) -> Example:
+        def image() -> Image.Image:
+            opened.append(None)
+            if len(opened) == num_images:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return example.open()
 
-    fit(
-        TrOCR.from_pretrained(model),
-        examples(),
-        examples(),
-        output,
-        augment=augment,
-        resume=True,
-        max_steps=24,
-        batch_size=2,
-        learning_rate=1e-2,
-        eval_every=9,
-        checkpoint_every=3,
-        ema_decay=0.9,
-        patience=0,
-    )
+        return dataclasses.replace(example, open=image)
+
+    ocr, lines = TrOCR.from_pretrained(model), [counted(example) for example in examples()]
+    fit(ocr, lines, examples(), output, resume=True, **options(max_steps))
