@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
+
+from tests.conftest import compiled_in_a_hurry
 
 
 @pytest.fixture(autouse=True, scope="package")
-def compiled_in_a_hurry():
-    """Programs that run a few times are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def in_a_hurry():
+    with compiled_in_a_hurry():
+        yield

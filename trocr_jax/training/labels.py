@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 
-from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.loss import IGNORED_LABEL
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
+from trocr_jax.recognizer import TrOCR
 
 LabelFormat = Literal["fairseq", "hf"]
 # Lengths are rounded up to a multiple of this, so that like sets of lines share a compiled program.
@@ -47,18 +47,12 @@ class TextEncoder:
     max_length: int
 
     @classmethod
-    def of(
-        cls,
-        config: VisionEncoderDecoderConfig,
-        settings: GenerationConfig,
-        tokenizer: TrOCRTokenizer,
-        *,
-        label_format: LabelFormat | None = None,
-    ) -> TextEncoder:
-        """The encoder that goes with a checkpoint's files; its format is detected unless it is given.
+    def of(cls, ocr: TrOCR, *, label_format: LabelFormat | None = None) -> TextEncoder:
+        """The encoder that goes with a recogniser; its format is detected unless it is given.
 
-        Raises ValueError where the files do not say how a text starts or ends, or for an unknown format.
+        Raises ValueError where its files do not say how a text starts or ends, or for an unknown format.
         """
+        config, settings, tokenizer = ocr.config, ocr.generation_config, ocr.processor.tokenizer
         if label_format not in (None, "fairseq", "hf"):
             raise ValueError(f'label_format is {label_format!r}; choose "fairseq" (text </s>) or "hf" (<s> text </s>)')
         ends = settings.eos_token_ids

@@ -58,8 +58,10 @@ class Plan:
         augment: Augment | None,
     ) -> Plan:
         """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them."""
-        tokenizer, image_processor = ocr.processor.tokenizer, ocr.processor.image_processor
-        encoder = TextEncoder.of(ocr.config, ocr.generation_config, tokenizer, label_format=settings.label_format)
+        image_processor, encoder = (
+            ocr.processor.image_processor,
+            TextEncoder.of(ocr, label_format=settings.label_format),
+        )
         if not any(example.text for example in validation):
             raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
         kept, rows = _within_length(train, encoder)
