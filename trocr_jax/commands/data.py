@@ -1,4 +1,4 @@
-"""`trocr-jax data check`: what is wrong with a dataset."""
+"""`trocr-jax data`: what is wrong with a dataset, what augmentations make of it, and one of synthetic lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trocr_jax.commands.read import positive
 from trocr_jax.datasets import FORMATS, Example, open_dataset
+from trocr_jax.datasets.augmentation import AUGMENTATIONS, contact_sheet, keep, save_image
 
 if TYPE_CHECKING:
     from trocr_jax.datasets.checks import Finding, LineFacts
@@ -31,8 +34,16 @@ examples:
 
 def add_data(commands: Any) -> None:
     """Adds the command to a parser's."""
-    data = commands.add_parser("data", help="look at a dataset", description="Looks at datasets of lines.")
+    data = commands.add_parser(
+        "data", help="check, show or make a dataset", description="Checks, shows or makes lines."
+    )
     actions = data.add_subparsers(required=True, metavar="ACTION")
+    _add_check(actions)
+    _add_show(actions)
+    _add_synthesize(actions)
+
+
+def _add_check(actions: Any) -> None:
     check = actions.add_parser(
         "check",
         help="say what is wrong with a dataset",
@@ -48,6 +59,80 @@ def add_data(commands: Any) -> None:
     check.add_argument("--plot", metavar="FILE.png", help="draw histograms of lengths and sizes (or .svg, .pdf)")
     check.add_argument("--show", type=positive, default=5, metavar="N", help="lines named for each thing (default: 5)")
     check.set_defaults(run=_check)
+
+
+def _add_show(actions: Any) -> None:
+    show = actions.add_parser(
+        "show",
+        help="draw some lines as augmentations change them",
+        description="Draws a contact sheet: some of a dataset's lines, a row for each kind of change.",
+    )
+    show.add_argument("path", metavar="PATH", help="the dataset, as for `trocr-jax data check`")
+    show.add_argument("--output", required=True, metavar="FILE.png", help="the picture to write")
+    show.add_argument(
+        "--augmentation", choices=tuple(AUGMENTATIONS), default="da2", help="whose kinds to show (default: da2)"
+    )
+    show.add_argument("--lines", type=positive, default=5, metavar="N", help="how many lines (default: 5)")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="what is drawn (default: 0)")
+    show.set_defaults(run=_show)
+
+
+def _add_synthesize(actions: Any) -> None:
+    make = actions.add_parser(
+        "synthesize",
+        help="make lines from text files and fonts",
+        description="Draws lines with the words of text files, in fonts that have all of a line's characters, and "
+        "writes them as a zip archive that `--data` and `--train` take. The same arguments make the same lines.",
+    )
+    make.add_argument("texts", nargs="+", metavar="TEXT", help="text files, UTF-8")
+    make.add_argument("--output", required=True, metavar="FILE.zip", help="the archive to write")
+    make.add_argument("--lines", type=positive, required=True, metavar="N", help="how many lines")
+    make.add_argument("--fonts", nargs="+", metavar="PATH", help="fonts or folders of them (default: the system's)")
+    make.add_argument(
+        "--backgrounds", nargs="+", default=(), metavar="IMAGE", help="images of paper to draw on as well"
+    )
+    make.add_argument("--max-characters", type=positive, default=60, metavar="N", help="longest text (default: 60)")
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="what is drawn (default: 0)")
+    make.set_defaults(run=_synthesize)
+
+
+def _show(options: argparse.Namespace) -> int:
+    try:
+        images = [example.open() for example in open_dataset(options.path)[: options.lines]]
+        kinds = {"(as it is)": keep, **AUGMENTATIONS[options.augmentation]}
+        rows = {
+            name: [kind(image, np.random.default_rng([options.seed, i])) for i, image in enumerate(images)]
+            for name, kind in kinds.items()
+        }
+        save_image(contact_sheet(rows), options.output)
+    except (ValueError, OSError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from trocr_jax.datasets.synthetic import synthetic_lines, write_archive
+
+    try:
+        chosen = {} if options.fonts is None else {"fonts": options.fonts}
+        lines = synthetic_lines(
+            options.texts,
+            num_lines=options.lines,
+            backgrounds=options.backgrounds,
+            seed=options.seed,
+            most_characters=options.max_characters,
+            **chosen,
+        )
+        watched = tqdm(lines, total=len(lines), unit="line", file=sys.stderr, disable=not sys.stderr.isatty())
+        write_archive(watched, options.output)
+    except (ValueError, OSError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(lines)} lines in {len(lines.faces)} fonts")
+    return 0
 
 
 def _check(options: argparse.Namespace) -> int:
