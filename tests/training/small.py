@@ -52,7 +52,7 @@ def options(max_steps: int) -> dict:
     return {
         "augment": shift,
         "max_steps": max_steps,
-        "batch_size": 5,
+        "batch_size": 8,
         "learning_rate": 1e-2,
         "schedule": "linear",
         "warmup_steps": 10,
@@ -63,8 +63,9 @@ def options(max_steps: int) -> dict:
     }
 
 
-def train(model: str, cache: str, output: str, max_steps: int, num_images: int | None) -> None:
+def train(model: str, cache: str, output: str, max_steps: int, num_images: int | None, num_devices: int) -> None:
     """Trains or resumes; kills its process when so many images were opened, if not None."""
+    jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -26,10 +26,10 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.training.small"])
 
 
-def run(folder, output, max_steps=STEPS, num_images=None):
+def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1):
     """The exit status of a process that trains; -9 if it was killed."""
     process = CONTEXT.Process(
-        target=train, args=(folder / "model", str(folder / "cache"), output, max_steps, num_images)
+        target=train, args=(folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
     )
     process.start()
     process.join(300)
@@ -211,3 +211,13 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
 def test_the_same_with_twenty_kills(folder):
     assert run(folder, folder / "long", 800) == 0
     assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
+
+
+def test_eight_devices_train_as_one(folder):
+    # While the learning rate grows it is the same, whatever the number of steps.
+    assert run(folder, folder / "eight", 12, num_devices=8) == 0
+    one, eight = rows(folder / "whole"), rows(folder / "eight")
+    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        expected, found = ([float(row[name]) for row in table[1:11]] for table in (one, eight))
+        np.testing.assert_allclose(found, expected, rtol=scale)
+    assert expected[-1] != expected[0]

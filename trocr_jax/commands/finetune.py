@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from trocr_jax.commands.read import positive
 from trocr_jax.datasets import FORMATS, open_dataset
 
 if TYPE_CHECKING:
+    from trocr_jax.datasets.augmentation import Augmentation
     from trocr_jax.training import FitResult
 
 DESCRIPTION = """\
@@ -32,8 +34,8 @@ examples:
 # Those that TrainingSettings takes under the same names.
 NAMES = (
     "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm",
-    "label_format", "label_smoothing", "frozen", "ema_decay", "accumulate", "remat", "seed", "eval_every", "patience",
-    "num_beams", "checkpoint_every", "keep",
+    "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
+    "remat", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
 )  # fmt: skip
 
 
@@ -54,6 +56,13 @@ def add_finetune(commands: Any) -> None:
     add("--model", metavar="ID_OR_FOLDER", help="what to start from: hub id or folder (default: the embedded model)")
     add("--resume", action="store_true", help="go on with the training in DIR, or start it")
     add("--data-format", choices=tuple(FORMATS), help="DATA's format (default: told by what is there)")
+    kinds = ("none", "da2", "randaugment")
+    add(
+        "--augment",
+        choices=kinds,
+        default="none",
+        help="change images at random as they are trained on (default: none)",
+    )
     add(
         "--max-steps",
         type=positive,
@@ -79,6 +88,9 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--label-smoothing", type=float, metavar="X", help="part of the target that is uniform (default: 0)")
     add("--label-format", choices=("fairseq", "hf"), help="text </s>, or <s> text </s> (default: told by the model)")
     add("--freeze", dest="frozen", metavar="REGEX", help="train no weight whose path has this, such as '^encoder/'")
+    add("--lora-rank", type=positive, metavar="N", help="train low-rank adapters beside the weights, such as of rank 8")
+    add("--lora-alpha", type=float, metavar="X", help="adapters count alpha / rank times (default: twice the rank)")
+    add("--lora-pattern", metavar="REGEX", help="kernels that have one (default: queries and values of attention)")
     add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
     add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
     add("--remat", action="store_true", default=None, help="compute activations twice, which takes less memory")
@@ -110,12 +122,22 @@ def _finetune(options: argparse.Namespace) -> int:
         enable_compilation_cache()
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
         ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
-        result = fit(ocr, train, validation, options.output, resume=options.resume, **settings)
+        augment = _augmentation(options.augment, ocr.processor.image_processor.size)
+        result = fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
     except (ValueError, OSError, MemoryError) as error:
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
     print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     return 0
+
+
+def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:
+    """What the option names, for images that are made `size` (height, width) in pixels afterwards."""
+    from trocr_jax.datasets.augmentation import da2
+    from trocr_jax.datasets.randaugment import rand_augment
+
+    kinds = {"da2": da2, "randaugment": rand_augment}
+    return None if name == "none" else functools.partial(kinds[name], size=size)
 
 
 def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[str]:

@@ -13,19 +13,17 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
+from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
 from trocr_jax.engine import MAX_THREADS
 from trocr_jax.modeling.loss import IGNORED_LABEL
 from trocr_jax.processing.image import ImageError, ImageProcessor
 
-# An image and a source of randomness for it -> the image to train on.
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 # Batches that are opened beyond the one that is being waited for.
 READ_AHEAD = 2
 
@@ -51,7 +49,7 @@ class Batches:
     image_processor: ImageProcessor
     batch_size: int
     seed: int
-    augment: Augment | None = None
+    augment: Augmentation | None = None
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
         """(epoch, example's index) of each image of a step."""

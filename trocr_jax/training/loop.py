@@ -17,19 +17,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
 from trocr_jax.opening import to_device
 from trocr_jax.recognizer import TrOCR
 from trocr_jax.sharding import shard_batch
-from trocr_jax.training.batches import Augment
 from trocr_jax.training.checkpoints import Checkpoints, Progress
 from trocr_jax.training.history import History, draw_curves
+from trocr_jax.training.lora import save_adapters
 from trocr_jax.training.plan import Plan
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import StepMetrics, TrainState
 from trocr_jax.training.validation import validate
 
-LOG_NAME, CURVES_NAME, CHECKPOINTS = "log.csv", "curves.png", "checkpoints"
+LOG_NAME, CURVES_NAME, CHECKPOINTS, ADAPTERS_NAME = "log.csv", "curves.png", "checkpoints", "adapters.safetensors"
 LOG_EVERY = 10
 
 
@@ -55,15 +56,16 @@ def fit(
     validation: Sequence[Example],
     output: str | os.PathLike[str],
     *,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     resume: bool = False,
     **options: Any,
 ) -> FitResult:
     """Trains a copy of the recogniser's weights; `output` then loads with `TrOCR.from_pretrained`.
 
     At any moment it holds the weights with the lowest CER on `validation` (read by generation) so far, those of the
-    start among them, and in `training/` a log (CSV), the settings, checkpoints, and at the end the curves (PNG).
-    `options` are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
+    start among them, and in `training/` a log (CSV), the settings, checkpoints, and at the end the curves (PNG). Of
+    adapters (see `lora.py`) it holds the merged weights, and themselves in `training/adapters.safetensors`. `options`
+    are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
     image) makes of it, depend on the seed alone. With `resume` a training that was interrupted, or killed, goes on from
     its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
     each of which holds the whole weights.
@@ -187,5 +189,8 @@ class _Loop:
         progress = progress.evaluated(cer)
         if progress.best_step == progress.step:
             reader.save_pretrained(plan.output)
+            if plan.settings.lora is not None:
+                adapters = state.trainable if state.ema is None else state.ema
+                save_adapters(adapters, state.lora_scale, plan.folder / ADAPTERS_NAME)
         self._history.add({**row, "cer": cer})
         return progress

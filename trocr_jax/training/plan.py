@@ -6,6 +6,7 @@ N examples, T target tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -19,12 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from trocr_jax.checkpoints.folder import check_output
 from trocr_jax.config import read_json, write_json
+from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder
 from trocr_jax.recognizer import TrOCR
 from trocr_jax.sharding import DATA, axis_size
-from trocr_jax.training.batches import Augment, Batches
+from trocr_jax.training.batches import Batches
 from trocr_jax.training.labels import TextEncoder, pad_labels
 from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from trocr_jax.training.settings import TrainingSettings
@@ -55,7 +57,7 @@ class Plan:
         output: str | os.PathLike[str],
         settings: TrainingSettings,
         *,
-        augment: Augment | None,
+        augment: Augmentation | None,
     ) -> Plan:
         """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them."""
         image_processor, encoder = (
@@ -98,7 +100,7 @@ class Plan:
             **dataclasses.asdict(self.settings),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
-            "augmentation": None if augment is None else getattr(augment, "__name__", type(augment).__name__),
+            "augmentation": None if augment is None else _name_of(augment),
         }
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +129,13 @@ class Plan:
     def first_state(self) -> TrainState:
         """The state before the first step, whole on each device."""
         settings = self.settings
-        has_ema = settings.ema_decay is not None
         state = create_state(
-            self.ocr.params, self._optimizer(), seed=settings.seed, frozen=settings.frozen, with_ema=has_ema
+            self.ocr.params,
+            self._optimizer(),
+            seed=settings.seed,
+            frozen=settings.frozen,
+            lora=settings.lora,
+            with_ema=settings.ema_decay is not None,
         )
         mesh = self.ocr.mesh
         return state if mesh is None else jax.device_put(state, NamedSharding(mesh, P()))
@@ -191,3 +197,10 @@ def _fingerprint(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(f"{example.name}\0{example.text}\0".encode(errors="surrogatepass"))
     return f"{len(examples)} lines, {digest.hexdigest()[:16]}"
+
+
+def _name_of(augment: Any) -> str:
+    """What a function is known by, and what it was given beforehand."""
+    if isinstance(augment, functools.partial):
+        return f"{_name_of(augment.func)} {augment.keywords}"
+    return getattr(augment, "__name__", type(augment).__name__)

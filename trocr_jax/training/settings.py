@@ -7,6 +7,7 @@ from typing import Any
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.training.labels import LabelFormat
+from trocr_jax.training.lora import LoRA
 from trocr_jax.training.optimizer import NOT_DECAYED, ScheduleKind
 
 # Trained this many times on each line unless the bounds on steps say otherwise.
@@ -24,7 +25,8 @@ class TrainingSettings:
     `max_steps`, `warmup_steps`, `eval_every` and `checkpoint_every` count steps of `batch_size` images. `patience` is
     after how many evaluations without a lower error rate training ends; 0 is never. `frozen` and `not_decayed` are
     patterns searched for in parameters' paths. `keep` is how many checkpoints are kept to resume from. `num_beams` is
-    what validation reads with. Others: see `make_optimizer` and `make_train_step`.
+    what validation reads with. With `lora_rank` adapters are trained in place of weights, their alpha twice the rank
+    unless it is given. Others: see `make_optimizer` and `make_train_step`.
     """
 
     max_steps: int | None = None
@@ -38,6 +40,9 @@ class TrainingSettings:
     label_format: LabelFormat | None = None
     label_smoothing: float = 0.0
     frozen: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_pattern: str | None = None
     ema_decay: float | None = None
     accumulate: int = 1
     remat: bool = False
@@ -49,7 +54,16 @@ class TrainingSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "eval_every", "checkpoint_every", "keep", "accumulate", "num_beams")
+        counts = (
+            "max_steps",
+            "batch_size",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+            "accumulate",
+            "num_beams",
+            "lora_rank",
+        )
         for name, least in (
             *((name, 1) for name in counts),
             *((name, 0) for name in ("warmup_steps", "patience", "seed")),
@@ -59,6 +73,17 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {value!r}; it must be an int of at least {least}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulate={self.accumulate} parts")
+
+        if self.lora_rank is None and (self.lora_alpha, self.lora_pattern) != (None, None):
+            raise ValueError("lora_alpha and lora_pattern go with a lora_rank")
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters to train, if so asked."""
+        if self.lora_rank is None:
+            return None
+        alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return LoRA(self.lora_rank, alpha, self.lora_pattern or LoRA.pattern)
 
     def resolved(self, num_lines: int, config: VisionEncoderDecoderConfig) -> TrainingSettings:
         """These settings with a value for each None that is chosen by the size of the data or the model."""

@@ -18,6 +18,7 @@ from jax import lax
 
 from trocr_jax.modeling.loss import IGNORED_LABEL, shift_tokens_right, summed_cross_entropy
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
+from trocr_jax.training.lora import LoRA, merge
 from trocr_jax.training.optimizer import compile_pattern
 
 Array = jax.Array
@@ -39,16 +40,21 @@ class TrainState:
     ema: Flat | None  # a moving average of `trainable`, where one is kept
     key: Array  # dropout's; each step folds its number in
     num_skipped: Array  # int32 [], steps whose loss or gradients were not finite, which changed no weight
+    lora_scale: float = flax.struct.field(pytree_node=False, default=1.0)
 
     @property
     def params(self) -> Params:
-        """The canonical parameter tree."""
-        return _joined(self.trainable, self.frozen)
+        """The canonical parameter tree, adapters merged."""
+        return self.joined(self.trainable)
 
     @property
     def averaged_params(self) -> Params:
         """The canonical tree with the moving average in place of what is trained; `params` where none is kept."""
-        return self.params if self.ema is None else _joined(self.ema, self.frozen)
+        return self.joined(self.trainable if self.ema is None else self.ema)
+
+    def joined(self, trainable: Flat) -> Params:
+        """The canonical tree with this in place of what is trained."""
+        return unflatten_dict(merge({**self.frozen, **trainable}, self.lora_scale), sep="/")
 
 
 @flax.struct.dataclass
@@ -68,33 +74,46 @@ def create_state(
     *,
     seed: int = 0,
     frozen: str | None = None,
+    lora: LoRA | None = None,
     with_ema: bool = False,
     dtype: Any = jnp.float32,
 ) -> TrainState:
     """The state before the first step: a copy of `params` as master weights in `dtype`, and nothing learned.
 
-    Parameters whose path the pattern `frozen` is found in are not trained. Raises ValueError where it freezes nothing,
-    which is a misspelling, or all.
+    Parameters whose path the pattern `frozen` is found in are not trained; with `lora` none are, but adapters beside
+    them. Raises ValueError where the pattern freezes nothing, which is a misspelling, or all.
     """
     flat = flatten_dict(dict(params), sep="/")
-    pattern = None if frozen is None else compile_pattern(frozen, "frozen")
-    names = {name for name in flat if pattern is not None and pattern.search(name)}
-    if pattern is not None and not 0 < len(names) < len(flat):
-        shown = ", ".join(sorted(flat)[:3])
-        raise ValueError(
-            f"frozen is {frozen!r}, which is found in {len(names)} of {len(flat)} parameters; paths are as {shown}"
-        )
-    # Copies, since the step gives its buffers away.
-    trainable = {name: jnp.array(leaf, dtype) for name, leaf in flat.items() if name not in names}
+    key, adapters_key = jax.random.split(jax.random.key(seed))
+    if lora is None:
+        names = set() if frozen is None else _frozen_names(flat, frozen)
+        # Copies, since the step gives its buffers away.
+        trainable = {name: jnp.array(leaf, dtype) for name, leaf in flat.items() if name not in names}
+    elif frozen is None:
+        names, trainable = set(flat), lora.adapters(flat, adapters_key)
+    else:
+        raise ValueError("with lora no weight is trained: leave out frozen, and choose by LoRA's pattern")
     return TrainState(
         step=jnp.int32(0),
         trainable=trainable,
         frozen={name: jnp.array(flat[name]) for name in names},
         opt_state=optimizer.init(trainable),
         ema={name: jnp.array(leaf) for name, leaf in trainable.items()} if with_ema else None,
-        key=jax.random.key(seed),
+        key=key,
         num_skipped=jnp.int32(0),
+        lora_scale=1.0 if lora is None else lora.scale,
     )
+
+
+def _frozen_names(flat: Mapping[str, Any], frozen: str) -> set[str]:
+    pattern = compile_pattern(frozen, "frozen")
+    names = {name for name in flat if pattern.search(name)}
+    if not 0 < len(names) < len(flat):
+        raise ValueError(
+            f"frozen is {frozen!r}, which is found in {len(names)} of {len(flat)} parameters; paths are as "
+            f"{', '.join(sorted(flat)[:3])}"
+        )
+    return names
 
 
 def make_loss(
@@ -197,7 +216,7 @@ def _gradients(
 
     def mean_loss(trainable: Flat, images: Array, targets: Array, key: Array) -> Array:
         # Divided by the tokens of the whole batch: the sum over its parts is then the mean over the whole.
-        return loss(_joined(trainable, state.frozen), images, targets, key) / jnp.maximum(num_tokens, 1)
+        return loss(state.joined(trainable), images, targets, key) / jnp.maximum(num_tokens, 1)
 
     value_and_grad = jax.value_and_grad(mean_loss)
     if accumulate == 1:
@@ -215,7 +234,3 @@ def _gradients(
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(value_and_grad, state.trainable, parts[0][0], parts[1][0], key))
     total, _ = lax.scan(add, zero, (*parts, jnp.arange(accumulate)))
     return total
-
-
-def _joined(trainable: Flat, frozen: Flat) -> Params:
-    return unflatten_dict({**frozen, **trainable}, sep="/")
