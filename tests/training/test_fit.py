@@ -213,6 +213,7 @@ def test_the_same_with_twenty_kills(folder):
     assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(folder):
     # While the learning rate grows it is the same, whatever the number of steps.
     assert run(folder, folder / "eight", 12, num_devices=8) == 0
