@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_mistakes_are_told_in_a_line(capsys, tmp_path):
     assert "is found in 0" in complaint(capsys, "--output", output, "--freeze", "encodr")
     assert not output.exists()
     assert "is a file" in complaint(capsys, "--output", SAMPLES / "date.png")
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_lines_left_out_are_told_of(capsys, tmp_path):
+    lines = "date.png\t09\n" + "date.png\t" + "0" * 200 + "\n"
+    (tmp_path / "labels.tsv").write_text(lines)
+    shutil.copy(SAMPLES / "date.png", tmp_path)
+    told = complaint(capsys, "--output", SAMPLES / "date.png", train=tmp_path)
+    assert told.startswith("trocr-jax: 1 of 2 training lines have texts of more than the 64 tokens")
 
 
 def test_every_setting_but_patterns_of_decay_is_an_option():

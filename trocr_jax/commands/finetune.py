@@ -7,10 +7,12 @@ import functools
 import logging
 import pathlib
 import sys
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import positive
-from trocr_jax.datasets import FORMATS, open_dataset
+from trocr_jax.datasets import FORMATS, Example, open_dataset
 
 if TYPE_CHECKING:
     from trocr_jax.datasets.augmentation import Augmentation
@@ -113,22 +115,32 @@ def _finetune(options: argparse.Namespace) -> int:
             [line for path in paths for line in open_dataset(path, format=options.data_format)]
             for paths in (options.train, options.val)
         )
-        settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
-        # Imported only now, so that --help and mistakes in the paths answer at once.
-        from trocr_jax.compilation_cache import enable_compilation_cache
-        from trocr_jax.recognizer import TrOCR
-        from trocr_jax.training import fit
-
-        enable_compilation_cache()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
-        ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
-        augment = _augmentation(options.augment, ocr.processor.image_processor.size)
-        result = fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            result = _fit(options, train, validation)
     except (ValueError, OSError, MemoryError) as error:
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
     print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     return 0
+
+
+def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
+    # Imported only now, so that --help and mistakes in the paths answer at once.
+    from trocr_jax.compilation_cache import enable_compilation_cache
+    from trocr_jax.recognizer import TrOCR
+    from trocr_jax.training import fit
+
+    enable_compilation_cache()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
+    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+    augment = _augmentation(options.augment, ocr.processor.image_processor.size)
+    settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
+    return fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"trocr-jax: {message}", file=sys.stderr)
 
 
 def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:

@@ -49,6 +49,13 @@ class FitResult:
     num_steps: int
     num_skipped: int
 
+    @classmethod
+    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int) -> FitResult:
+        """The result of a training that ended there."""
+        assert progress.first_cer is not None
+        assert progress.best_cer is not None
+        return cls(ocr, progress.first_cer, progress.best_cer, progress.best_step, progress.step, num_skipped)
+
 
 def fit(
     ocr: TrOCR,
@@ -82,16 +89,8 @@ def fit(
         history = History(plan.folder / LOG_NAME, last_step=progress.step if progress.step else -1)
         state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
     draw_curves(history.rows, plan.folder / CURVES_NAME)
-    assert progress.first_cer is not None
-    assert progress.best_cer is not None
-    return FitResult(
-        TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh),
-        progress.first_cer,
-        progress.best_cer,
-        progress.best_step,
-        progress.step,
-        int(state.num_skipped),
-    )
+    best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
+    return FitResult.of(best, progress, int(state.num_skipped))
 
 
 class _Loop:
