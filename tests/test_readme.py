@@ -88,6 +88,11 @@ def test_evaluation(monkeypatch, tmp_path, capsys):
     assert cli.main(arguments) == 0
     assert "all, 9 lines" in capsys.readouterr().out
     assert (tmp_path / "worst.html").is_file()
+    section = README.read_text().split("\n## Evaluation\n")[1].split("\n## ")[0]
+    told = commands("Evaluation") + re.findall(r"`(trocr-jax [^`]+)`", section)
+    assert len(told) == 5
+    for command in told:  # exits on what it does not know
+        assert cli._parser().parse_args(shlex.split(command)[1:]).run
 
 
 @pytest.fixture

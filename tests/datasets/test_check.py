@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 import trocr_jax
 from tests.conftest import SAMPLES
-from tests.datasets.test_open_dataset import grey, pack, write
+from tests.datasets.files import grey, pack, write
 from trocr_jax import cli
 
 ASSETS = pathlib.Path(trocr_jax.__file__).parent / "assets" / "trocr-nano-printed"

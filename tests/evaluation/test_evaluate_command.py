@@ -63,6 +63,7 @@ def test_options_are_followed_and_images_that_cannot_be_read_are_named(lines, ca
     [
         (("--data", "nothing.zip/test"), "nothing.zip/test does not exist"),
         (("--data", "{lines}", "--train", "none"), "none does not exist"),
+        (("--data", "{lines}", "--output", "{lines}/none/r.json"), "there is no folder to write"),
         (("--data", "{lines}", "--data-format", "page"), "hold no line with a text"),
         (("--data", "{lines}", "--model", "no-such-folder"), "neither a folder nor a hub id"),
         (("--data", "{lines}", "--max-new-tokens", "9999"), "max_new_tokens"),

@@ -117,6 +117,8 @@ def test_options_reach_the_search_and_unknown_ones_are_refused():
         evaluate(reader, EXAMPLES, protocol="icdar")
     with pytest.raises(TypeError, match="reject_below"):
         evaluate(reader, EXAMPLES, reject_below=0.5)
+    with pytest.raises(TypeError, match="constraint is a list"):
+        evaluate(reader, EXAMPLES, constraint=[None] * len(EXAMPLES))
     with pytest.raises(ValueError, match="none of 1 images could be read, the first because line3"):
         evaluate(reader, EXAMPLES[3:4])
     with pytest.raises(ValueError, match="there are none"):

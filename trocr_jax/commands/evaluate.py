@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         examples = open_dataset(options.data, format=options.data_format)[: options.limit]
         train = [example.text for path in options.train or () for example in open_dataset(path)]
+        for path in (options.output, options.html):
+            if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+                raise FileNotFoundError(f"there is no folder to write {path} to")
         report = _report(options, examples, train if options.train else None)
+        print("\n".join(to_lines(report, options.data)))
         if options.output is not None:
             from trocr_jax.config import write_json
 
@@ -97,7 +102,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     except (ValueError, OSError, MemoryError) as error:
         print(f"trocr-jax: {error}", file=sys.stderr)
         return 2
-    print("\n".join(to_lines(report, options.data)))
     for _, reason in report.unreadable:
         print(f"trocr-jax: {reason}", file=sys.stderr)
     return 1 if report.unreadable else 0

@@ -183,4 +183,6 @@ def open_image(files: Files, name: str) -> Image.Image:
         raise ImageError(f"{where} does not exist") from error
     except OSError as error:
         raise ImageError(str(error)) from error
+    except ValueError as error:  # no name that a file can have
+        raise ImageError(f"{where!r} cannot be read: {error}") from error
     return load_rgb(io.BytesIO(content), name=where)

@@ -76,9 +76,22 @@ def open_dataset(path: str | os.PathLike[str], *, format: str | None = None) -> 
         raise ValueError(f"format is {format!r}; choose one of {', '.join(FORMATS)}, or None to have it told")
     if chosen.is_list and not files.is_file(name):
         raise ValueError(f"{files.where(name)} is a folder without {', '.join(INDEX_NAMES)}; name the list itself")
-    examples = chosen.read(files, name)
+    return _read(chosen, files, name)
+
+
+def _read(chosen: Format, files: Files, name: str) -> list[Example]:
+    """The lines of what is there; every error names it."""
+    where = files.where(name)
+    try:
+        examples = chosen.read(files, name)
+    except ValueError as error:
+        if where in str(error):
+            raise
+        raise ValueError(f"{where}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
     if not examples:
-        raise ValueError(f"{files.where(name)} holds no lines")
+        raise ValueError(f"{where} holds no lines")
     return examples
 
 

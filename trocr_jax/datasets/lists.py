@@ -53,7 +53,10 @@ def misfit_csv(files: Files, name: str) -> str | None:
     line = first_line(files, name)
     if line.startswith(("{", "<")) or "\t" in line:
         return "its first line is none of comma-separated values"
-    fields = next(csv.reader([line]))
+    try:
+        fields = next(csv.reader([line]))
+    except csv.Error as error:
+        return f"its first line is no CSV: {error}"
     if _header(fields) is not None:
         return None
     if len(fields) != 2:
@@ -134,6 +137,8 @@ def _json_rows(files: Files, name: str) -> Iterator[Row]:
         path, text = (list(content.values())[i] for i in columns)
         if not isinstance(path, str) or not isinstance(text, str):
             raise ValueError(f"{where} has a path or a text that is not a string")
+        if any("\ud800" <= character <= "\udfff" for character in path + text):
+            raise ValueError(f"{where} has half of a surrogate pair, which is no character")
         yield number, path, text
 
 

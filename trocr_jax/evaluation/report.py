@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,30 +131,19 @@ def evaluate(
     lines are drawn anew for the intervals, from `seed`. `options` are those of a call that bear on the search, such as
     num_beams=4. Raises ValueError where no line could be read or the texts hold nothing to compare with.
     """
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}, or None")
-    if useless := sorted(options.keys() & {"reject_below", "skip_blank", "boxes", "on_error"}):
-        raise TypeError(f"{useless} would change what is compared; pass options of the search alone")
+    _check(protocol, options)
     compared, unreadable = _read(ocr, examples, normalization, batch_size, options)
-    if not compared:
-        reason = f", the first because {unreadable[0][1]}" if unreadable else ": there are none"
-        raise ValueError(f"none of {len(unreadable)} images could be read{reason}")
     names = ("cer", "wer", "line_accuracy", *PROTOCOLS.get(protocol or "", ()))
     pairs = [(normalization(line.text), normalization(line.example.text)) for line in compared]
-
-    def score(chosen: Sequence[tuple[str, str]]) -> Score:
-        return _score(names, chosen, samples, seed)
-
+    score = functools.partial(_score, names, samples=samples, seed=seed)
     known = None if train_texts is None else {normalization(text) for text in train_texts}
-    common = confusions(*zip(*pairs, strict=True)).most_common(MOST_CONFUSIONS)
-    overall = score(pairs)
-    if not {"cer", "wer"} <= overall.rates.keys():
-        raise ValueError(f"the texts of all {len(compared)} lines are empty: there is nothing to compare with")
     return Report(
-        all=overall,
+        all=score(pairs),
         unseen=None if known is None else score([pair for pair in pairs if pair[1] not in known]),
         by_length={name: score(chosen) for name, chosen in _by_length(pairs) if chosen},
-        confusions=[(*pair, count) for pair, count in common],
+        confusions=[
+            (*pair, count) for pair, count in confusions(*zip(*pairs, strict=True)).most_common(MOST_CONFUSIONS)
+        ],
         compared=compared,
         unreadable=unreadable,
         normalization=normalization,
@@ -161,6 +151,15 @@ def evaluate(
         model=ocr.source,
         options=options,
     )
+
+
+def _check(protocol: str | None, options: Mapping[str, Any]) -> None:
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}, or None")
+    if useless := sorted(options.keys() & {"reject_below", "skip_blank", "boxes", "on_error"}):
+        raise TypeError(f"{useless} would change what is compared; pass options of the search alone")
+    if isinstance(options.get("constraint"), list | tuple):
+        raise TypeError("constraint is a list; pass one for all lines, since some may not be readable")
 
 
 def _read(
@@ -191,10 +190,15 @@ def _read(
             continue
         edits = character_edits([normalization(line.text)], [normalization(example.text)])[0, 0]
         compared.append(Compared(example, line.text, int(edits), line.confidence, line.is_truncated))
+    if not compared:
+        reason = f", the first because {unreadable[0][1]}" if unreadable else ": there are none"
+        raise ValueError(f"none of {len(unreadable)} images could be read{reason}")
+    if not any(line.example.text.split() for line in compared):
+        raise ValueError(f"the texts of all {len(compared)} lines are empty: there is nothing to compare with")
     return compared, unreadable
 
 
-def _score(names: Sequence[str], pairs: Sequence[tuple[str, str]], samples: int, seed: int) -> Score:
+def _score(names: Sequence[str], pairs: Sequence[tuple[str, str]], *, samples: int, seed: int) -> Score:
     texts, references = [text for text, _ in pairs], [reference for _, reference in pairs]
     rates = {name: estimate(name, texts, references, samples=samples, seed=seed) for name in names}
     return Score(len(pairs), {name: rate for name, rate in rates.items() if rate is not None})
