@@ -8,8 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-from tests.training.small import small_ocr
-from trocr_jax.training import LoRA, create_state, make_optimizer, make_train_step, merge_adapters, save_adapters
+from tests.training.small import examples, small_ocr
+from trocr_jax.training import LoRA, create_state, fit, make_optimizer, make_train_step, merge_adapters, save_adapters
 
 RANK, PATTERN = 2, r"decoder/.*(q_proj|fc1)/kernel$"
 
@@ -70,6 +70,19 @@ def test_saved_adapters_are_small_and_merge_into_plain_weights(trained, params, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), merged, state.params)
     with pytest.raises(ValueError, match="no adapters for this model"):
         merge_adapters({"encoder": params["encoder"]}, path)
+
+
+def test_fit_leaves_merged_weights_and_the_adapters(params, tmp_path):
+    ocr, lines = small_ocr(), examples()
+    options = {"max_steps": 30, "batch_size": 5, "learning_rate": 3e-2, "lora_rank": 4}
+    result = fit(ocr, lines, lines, tmp_path, lora_pattern=PATTERN, **options)
+    assert 0 < result.best_step
+    merged = merge_adapters(params, tmp_path / "training" / "adapters.safetensors")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), result.ocr.params, merged)
+    kernel = merged["decoder"]["layers_0"]["mlp"]["fc1"]["kernel"]
+    assert not np.array_equal(kernel, params["decoder"]["layers_0"]["mlp"]["fc1"]["kernel"])
+    with pytest.raises(ValueError, match="go with a lora_rank"):
+        fit(ocr, lines, lines, tmp_path / "other", lora_alpha=3.0)
 
 
 def test_what_cannot_be_adapted_is_refused(params):
