@@ -76,7 +76,7 @@ def test_fit_leaves_merged_weights_and_the_adapters(params, tmp_path):
     ocr, lines = small_ocr(), examples()
     options = {"max_steps": 30, "batch_size": 5, "learning_rate": 3e-2, "lora_rank": 4}
     result = fit(ocr, lines, lines, tmp_path, lora_pattern=PATTERN, **options)
-    assert 0 < result.best_step
+    assert result.best_step > 0
     merged = merge_adapters(params, tmp_path / "training" / "adapters.safetensors")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), result.ocr.params, merged)
     kernel = merged["decoder"]["layers_0"]["mlp"]["fc1"]["kernel"]
