@@ -12,10 +12,10 @@ import transformers
 
 import convert.__main__
 from tests.checkpoints.test_conversion import reduced, write
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, compiled_in_a_hurry
 from tests.processing.test_tokenizer import train_sentencepiece
 from tests.twins import make_oracle, torch_tensors
-from trocr_jax import cli
+from trocr_jax import TrOCR, cli
 from trocr_jax.checkpoints import names, store
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -93,3 +93,32 @@ def test_evaluation(monkeypatch, tmp_path, capsys):
     assert len(told) == 5
     for command in told:  # exits on what it does not know
         assert cli._parser().parse_args(shlex.split(command)[1:]).run
+
+
+@pytest.fixture
+def in_a_hurry():
+    with compiled_in_a_hurry():
+        yield
+
+
+def test_training(in_a_hurry, monkeypatch, tmp_path, capsys):
+    shutil.copytree(SAMPLES, tmp_path / "notebooks" / "samples")
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(commands("Training")[0])
+    assert program == "trocr-jax"
+    assert arguments[-1] == "20"  # two steps show as much
+    assert cli.main([*arguments[:-1], "2"]) == 0
+    out, err = capsys.readouterr()
+    expected = "CER of 9 validation lines: 0.00 % before, 0.00 % after 0 of 2 steps, whose weights are in mine\n"
+    assert out.startswith(expected)
+    assert err == ""
+    assert cli.main([*arguments[:-1], "2"]) == 2
+    assert "mine holds a training: resume it" in capsys.readouterr().err
+    fitting, own_loop = blocks("Training")
+    names: dict = {"ocr": TrOCR.from_pretrained()}
+    exec(fitting.replace('"mine", max_steps=20', '"other", max_steps=2'), names)
+    assert capsys.readouterr().out == "0.0 0.0 Date: 09.10.93 07:53:40\n"
+    assert (tmp_path / "other" / "training" / "curves.png").is_file()
+    exec(own_loop, names)
+    assert names["metrics"].is_finite
+    assert names["trained"]("notebooks/samples/date.png").text == "Date: 09.10.93 07:53:40"

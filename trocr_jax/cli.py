@@ -12,6 +12,7 @@ from trocr_jax.commands.calibrate import add_calibrate
 from trocr_jax.commands.checkpoints import add_checkpoints
 from trocr_jax.commands.data import add_data
 from trocr_jax.commands.evaluate import add_evaluate
+from trocr_jax.commands.finetune import add_finetune
 from trocr_jax.commands.read import add_read
 
 
@@ -45,4 +46,5 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_data(commands)
     add_calibrate(commands)
+    add_finetune(commands)
     return parser

@@ -86,6 +86,24 @@ class TrOCR(Saved):
         if self.calibration is not None:
             self.calibration.write_files(folder)
 
+    def with_params(self, params: Mapping[str, Any], *, generation_config: GenerationConfig | None = None) -> TrOCR:
+        """A recogniser with other weights of the same architecture, uncalibrated; it shares what else this one has."""
+        old = self._network
+        network = VisionEncoderDecoderModel(
+            old.config,
+            params=params,
+            generation_config=generation_config or old.generation_config,
+            dtype=old.policy.name,
+            mesh=old.mesh,
+        )
+        network.source = old.source
+        return TrOCR(network, self.processor)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that batches are divided over; None for one device."""
+        return self._network.mesh
+
     @property
     def config(self) -> VisionEncoderDecoderConfig:
         """The architecture."""

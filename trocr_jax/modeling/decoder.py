@@ -7,6 +7,7 @@ length, S encoder tokens, H heads, D head size, E width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import numpy as np
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV
-from trocr_jax.modeling.layers import Array, Attention, Dense, Embedding, LayerNorm, Mlp, attend
+from trocr_jax.modeling.layers import Array, Attention, Dense, Embedding, LayerNorm, Mlp, attend, remat_if
 from trocr_jax.modeling.policy import FLOAT32, Layout, Policy
 
 LAYER_NORM_EPS = 1e-5
@@ -123,6 +124,10 @@ class DecoderLayer(nn.Module):
         return x, self_kv, weights, cross_weights
 
 
+def _run_layer(layer: DecoderLayer, *arguments: Any, deterministic: bool, **masks: Any) -> Any:
+    return layer(*arguments, deterministic=deterministic, **masks)
+
+
 class Decoder(nn.Module):
     """TrOCR's text decoder with its language-model head."""
 
@@ -182,8 +187,10 @@ class Decoder(nn.Module):
         caches: list[Any] = []
         attentions: list[Any] = []
         cross_attentions: list[Any] = []
+        run = remat_if(self.policy.remat, functools.partial(_run_layer, deterministic=deterministic))
         for i, layer in enumerate(self.layers):
-            x, cache, weights, cross_weights = layer(
+            x, cache, weights, cross_weights = run(
+                layer,
                 x,
                 mask,
                 None if cross_kv is None else cross_kv[i],
@@ -192,7 +199,6 @@ class Decoder(nn.Module):
                 cross_mask=cross_mask,
                 self_head_mask=None if masks.self_attention is None else masks.self_attention[i],
                 cross_head_mask=None if masks.cross_attention is None else masks.cross_attention[i],
-                deterministic=deterministic,
             )
             hidden_states.append(x)
             caches.append(cache)

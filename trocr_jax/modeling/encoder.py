@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 
 from trocr_jax.config import ViTConfig
-from trocr_jax.modeling.layers import Array, Attention, LayerNorm, Mlp, attend, matmul
+from trocr_jax.modeling.layers import Array, Attention, LayerNorm, Mlp, attend, matmul, remat_if
 from trocr_jax.modeling.policy import FLOAT32, Policy
 
 
@@ -136,8 +136,9 @@ class Encoder(nn.Module):
             raise ValueError(f"pixel_values have shape {pixel_values.shape}; this model takes [B, {expected}]")
         x = self.embeddings(pixel_values.astype(self.policy.result), deterministic=deterministic)
         hidden_states, attentions = [x], []
+        run = remat_if(self.policy.remat, lambda layer, x: layer(x, deterministic=deterministic))
         for layer in self.layers:
-            x, weights = layer(x, deterministic=deterministic)
+            x, weights = run(layer, x)
             hidden_states.append(x)
             attentions.append(weights)
         return EncoderOutput(

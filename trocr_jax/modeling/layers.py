@@ -5,7 +5,10 @@ B images, Q queries of one image, L keys of one image, H heads, D head size, E w
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,18 +29,60 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
     """X [..., in] times kernel ([in, out] or [out, in]) -> [..., out], in the policy's result dtype."""
     rows = x.size // x.shape[-1]
-    flat = x.reshape(rows, x.shape[-1]).astype(policy.operand)  # [..., in] -> [rows, in]
+    flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
         flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    contracted = 0 if layout == "in_out" else 1
-    product = lax.dot_general(
-        flat,
-        kernel.astype(policy.operand),
-        (((1,), (contracted,)), ((), ())),
-        precision=policy.precision,
-        preferred_element_type=policy.result,
+    y = product("ri,io->ro" if layout == "in_out" else "ri,oi->ro", flat, kernel, policy)
+    return y[:rows].reshape(*x.shape[:-1], y.shape[-1])  # [rows, out] -> [..., out]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(equation: str, x: Array, y: Array, policy: Policy) -> Array:
+    """The einsum of x and y, rounded to the policy's operand dtype, in its result dtype.
+
+    Its gradients are products of rounded factors in the result dtype as well: JAX's own rule multiplies by the
+    unrounded gradient, which in bfloat16 takes a matrix unit twice the time or more, and then rounds a weight's. Every
+    letter of one factor must stand in the other or in the result.
+    """
+    x, y = x.astype(policy.operand), y.astype(policy.operand)
+    return jnp.einsum(equation, x, y, precision=policy.precision, preferred_element_type=policy.result)
+
+
+def _product_forward(equation: str, x: Array, y: Array, policy: Policy) -> tuple[Array, tuple[Array, ...]]:
+    # Empty arrays remember the dtypes.
+    factors = (x.astype(policy.operand), y.astype(policy.operand), jnp.zeros(0, x.dtype), jnp.zeros(0, y.dtype))
+    return product(equation, x, y, policy), factors
+
+
+def _product_backward(
+    equation: str, policy: Policy, factors: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array]:
+    x, y, x_dtype, y_dtype = factors
+    of_x, of_y, of_result = re.split(",|->", equation)
+
+    def of_gradient(equation: str, factor: Array) -> Array:
+        # XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows.
+        return lax.platform_dependent(
+            gradient.astype(policy.operand),
+            factor,
+            cpu=lambda x, y: jnp.einsum(
+                equation, x.astype(policy.result), y.astype(policy.result), precision="highest"
+            ),
+            default=lambda x, y: product(equation, x, y, policy),
+        )
+
+    return (
+        of_gradient(f"{of_result},{of_y}->{of_x}", y).astype(x_dtype.dtype),
+        of_gradient(f"{of_result},{of_x}->{of_y}", x).astype(y_dtype.dtype),
     )
-    return product[:rows].reshape(*x.shape[:-1], product.shape[-1])  # [rows, out] -> [..., out]
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def remat_if(is_on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a module and arrays; if so asked, one that keeps no more than its arguments for its gradient."""
+    return nn.remat(run) if is_on else run
 
 
 class Dense(nn.Module):
@@ -122,29 +167,20 @@ def attend(
     dtype.
     """
     batch, num_queries, heads, depth = query.shape
-    operand, precision, result = policy.operand, policy.precision, policy.result
-    query, key = query.astype(operand), key.astype(operand)
     # XLA's CPU backend multiplies many rows by few up to five times as fast as few by many. (Where there are as many
     # queries as keys, turning the scores around would cost more than it gains.) Values have their depth in front of
     # their places for the same reason.
     if num_queries < key.shape[2]:
-        scores = jnp.einsum("bhld,bqhd->bhlq", key, query, precision=precision, preferred_element_type=result)
-        scores = jnp.swapaxes(scores, 2, 3)  # [B, H, L, Q] -> [B, H, Q, L]
+        scores = product("bhld,bqhd->bhlq", key, query, policy).swapaxes(2, 3)  # [B, H, L, Q] -> [B, H, Q, L]
     else:
-        scores = jnp.einsum("bqhd,bhld->bhql", query, key, precision=precision, preferred_element_type=result)
+        scores = product("bqhd,bhld->bhql", query, key, policy)
     scores = scores * depth**-0.5
     if mask is not None:
         # The most negative finite number, as in the reference: a row with nothing to look at stays finite.
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1)
     used = drop(weights if head_mask is None else weights * head_mask[:, None, None])
-    context = jnp.einsum(
-        "bhql,bhdl->bqhd",
-        used.astype(operand),
-        value.astype(operand),
-        precision=precision,
-        preferred_element_type=result,
-    )
+    context = product("bhql,bhdl->bqhd", used, value, policy)
     return context.reshape(batch, num_queries, heads * depth), weights  # [B, Q, H, D] -> [B, Q, H*D]
 
 

@@ -98,14 +98,21 @@ class VisionEncoderDecoder(nn.Module):
         assert output.self_kv is not None
         return output.logits, dataclasses.replace(cache, self_kv=output.self_kv)
 
-    def decode(self, decoder_input_ids: Array, encoder_hidden_states: Array) -> DecoderOutput:
+    def decode(
+        self, decoder_input_ids: Array, encoder_hidden_states: Array, *, deterministic: bool = True
+    ) -> DecoderOutput:
         """Teacher forcing: decoder_input_ids [B, T] and [B, S, E] -> logits [B, T, V]."""
         mask = causal_mask(decoder_input_ids.shape[1], decoder_input_ids.shape[1])
-        return self.decoder(decoder_input_ids, self.project_encoder(encoder_hidden_states), mask)
+        cross_kv = self.project_encoder(encoder_hidden_states)
+        return self.decoder(decoder_input_ids, cross_kv, mask, deterministic=deterministic)
 
-    def __call__(self, pixel_values: Array, decoder_input_ids: Array) -> Array:
-        """pixel_values [B, 3, height, width] and decoder_input_ids [B, T] -> logits [B, T, V]."""
-        return self.decode(decoder_input_ids, self.encode(pixel_values).last_hidden_state).logits
+    def __call__(self, pixel_values: Array, decoder_input_ids: Array, *, deterministic: bool = True) -> Array:
+        """pixel_values [B, 3, height, width] and decoder_input_ids [B, T] -> logits [B, T, V].
+
+        Unless `deterministic`, values are dropped at random as the configuration says: pass rngs={"dropout": key}.
+        """
+        states = self.encode(pixel_values, deterministic=deterministic).last_hidden_state
+        return self.decode(decoder_input_ids, states, deterministic=deterministic).logits
 
 
 def apply(module: nn.Module, params: Params, *arguments: Any, **options: Any) -> Any:

@@ -18,14 +18,16 @@ class Policy:
 
     `operand` is the dtype that both sides of every matrix product are rounded to; products accumulate and arrive in
     `result`, which is also the dtype of the residual stream, norms, softmax, logits and scores (float32 at least).
-    `param_dtype` is what `init` creates. The layouts describe the tree that `prepare` makes: canonical
-    trees have separate query, key and value kernels, all in Flax's [in, out] layout.
+    `param_dtype` is what `init` creates. With `remat` a gradient computes what is inside a block a second time rather
+    than keep it. The layouts describe the tree that `prepare` makes: canonical trees have separate query, key and
+    value kernels, all in Flax's [in, out] layout.
     """
 
     name: str
     operand: str = "float32"
     precision: lax.Precision = lax.Precision.HIGHEST
     param_dtype: str = "float32"
+    remat: bool = False
     is_prepared: bool = False
     encoder_layout: Layout = "in_out"
     decoder_layout: Layout = "in_out"

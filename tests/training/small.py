@@ -1,0 +1,85 @@
+"""A model of a few thousand weights, lines for it, and what `test_fit.py` runs in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+from PIL import Image
+
+from tests.twins import config_dict
+from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from trocr_jax.datasets import Example
+from trocr_jax.training import fit
+
+CONFIG = config_dict(
+    {"num_hidden_layers": 1, "image_size": [32, 320], "patch_size": [32, 40], "hidden_size": 16,
+     "num_attention_heads": 2, "initializer_range": 0.1},
+    {"decoder_layers": 1, "vocab_size": 512, "max_position_embeddings": 24, "cross_attention_hidden_size": 16,
+     "init_std": 0.1, "dropout": 0.1},
+)  # fmt: skip
+TEXTS = ("ab", "c", "ba d", "e", "cab")
+
+
+def small_ocr() -> TrOCR:
+    """The model with random weights, and the embedded one's processor."""
+    embedded = TrOCR.from_pretrained()
+    network = VisionEncoderDecoderModel(
+        VisionEncoderDecoderConfig.from_dict(CONFIG), generation_config=embedded.generation_config.replace(max_length=9)
+    )
+    return TrOCR(network, embedded.processor)
+
+
+def examples(texts=TEXTS) -> list[Example]:
+    """Lines whose images are noise, each its own."""
+
+    def image(seed: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 320, 3), np.uint8))
+
+    return [Example(f"line {i}", text, lambda i=i: image(i)) for i, text in enumerate(texts)]
+
+
+def shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """An augmentation: the image moved by a few pixels."""
+    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, float(rng.uniform(-4, 4)), 0, 1, 0))
+
+
+def options(max_steps: int) -> dict:
+    """Settings with everything on that has a state; 150 steps are enough to learn the lines by heart."""
+    return {
+        "augment": shift,
+        "max_steps": max_steps,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "schedule": "linear",
+        "warmup_steps": 10,
+        "eval_every": 75,
+        "checkpoint_every": 30,
+        "ema_decay": 0.9,
+        "patience": 0,
+    }
+
+
+def train(model: str, cache: str, output: str, max_steps: int, num_images: int | None, num_devices: int) -> None:
+    """Trains or resumes; kills its process when so many images were opened, if not None."""
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    opened = []
+
+    def counted(example: Example) -> Example:
+        def image() -> Image.Image:
+            opened.append(None)
+            if len(opened) == num_images:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return example.open()
+
+        return dataclasses.replace(example, open=image)
+
+    ocr, lines = TrOCR.from_pretrained(model), [counted(example) for example in examples()]
+    fit(ocr, lines, examples(), output, resume=True, **options(max_steps))

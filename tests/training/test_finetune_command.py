@@ -1,0 +1,51 @@
+"""The command's mistakes, told before anything is trained; the training itself is in test_readme.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+
+from tests.conftest import SAMPLES
+from trocr_jax import cli
+from trocr_jax.commands.finetune import NAMES, to_lines
+from trocr_jax.training import FitResult, TrainingSettings
+
+
+def complaint(capsys, *arguments, train=SAMPLES):
+    assert cli.main(["finetune", "--train", str(train), "--val", str(SAMPLES), *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("trocr-jax: ")
+    return err
+
+
+def test_mistakes_are_told_in_a_line(capsys, tmp_path):
+    output = tmp_path / "out"
+    assert "nowhere" in complaint(capsys, "--output", output, train=tmp_path / "nowhere")
+    assert "nobody/nothing" in complaint(capsys, "--output", output, "--model", "nobody/nothing")
+    assert "cannot be divided" in complaint(capsys, "--output", output, "--batch-size", 6, "--accumulate", 4)
+    assert "is found in 0" in complaint(capsys, "--output", output, "--freeze", "encodr")
+    assert not output.exists()
+    assert "is a file" in complaint(capsys, "--output", SAMPLES / "date.png")
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_lines_left_out_are_told_of(capsys, tmp_path):
+    lines = "date.png\t09\n" + "date.png\t" + "0" * 200 + "\n"
+    (tmp_path / "labels.tsv").write_text(lines)
+    shutil.copy(SAMPLES / "date.png", tmp_path)
+    told = complaint(capsys, "--output", SAMPLES / "date.png", train=tmp_path)
+    assert told.startswith("trocr-jax: 1 of 2 training lines have texts of more than the 64 tokens")
+
+
+def test_every_setting_but_patterns_of_decay_is_an_option():
+    assert {field.name for field in dataclasses.fields(TrainingSettings)} - set(NAMES) == {"not_decayed"}
+
+
+@pytest.mark.parametrize(("best_step", "skipped", "count"), [(40, 0, 1), (0, 0, 2), (40, 3, 2)])
+def test_what_it_came_to(best_step, skipped, count, tmp_path):
+    lines = to_lines(FitResult(None, 0.5, 0.125, best_step, 100, skipped), 7, tmp_path)
+    assert lines[0].startswith(f"CER of 7 validation lines: 50.00 % before, 12.50 % after {best_step} of 100 steps")
+    assert len(lines) == count

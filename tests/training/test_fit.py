@@ -1,0 +1,224 @@
+"""`fit`: it learns, can be resumed from any moment, and leaves what loads."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import random
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from tests.training.small import TEXTS, examples, options, shift, small_ocr, train
+from trocr_jax import TrOCR
+from trocr_jax.datasets import Example
+from trocr_jax.evaluation.metrics import character_error_rate
+from trocr_jax.processing.image import ImageError
+from trocr_jax.training import Batches, TrainingSettings, fit
+from trocr_jax.training.plan import Plan
+
+STEPS = 150
+WEIGHTS = "flax_model.safetensors"
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.training.small"])
+
+
+def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1):
+    """The exit status of a process that trains; -9 if it was killed."""
+    process = CONTEXT.Process(
+        target=train, args=(folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
+    )
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def ocr():
+    return small_ocr()
+
+
+@pytest.fixture(scope="module")
+def folder(ocr, tmp_path_factory):
+    """Holds `model`, what trainings start from, and `whole`, one without interruption."""
+    folder = tmp_path_factory.mktemp("fit")
+    ocr.save_pretrained(folder / "model")
+    assert run(folder, folder / "whole") == 0
+    return folder
+
+
+def again(folder, train=None, **changes):
+    """Resumes that training, in this process."""
+    start, lines = TrOCR.from_pretrained(folder / "model"), examples()
+    return fit(start, train or lines, lines, folder / "whole", **{"resume": True, **options(STEPS), **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """(folder, result) of that training; one that ended has nothing left to do."""
+    return folder / "whole", again(folder)
+
+
+def rows(folder):
+    with (folder / "training" / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_learns_and_leaves_the_best_weights(trained):
+    folder, result = trained
+    assert result.first_cer > 0.9
+    assert result.best_cer < 0.3
+    assert (result.num_steps, result.num_skipped) == (STEPS, 0)
+    images = [example.open() for example in examples()]
+    texts = [line.text for line in TrOCR.from_pretrained(folder)(images)]
+    assert character_error_rate(texts, TEXTS) == result.best_cer
+    assert [line.text for line in result.ocr(images)] == texts
+
+
+def test_the_log_and_the_curves(trained):
+    folder, result = trained
+    found = rows(folder)
+    assert [int(row["step"]) for row in found] == list(range(151))
+    cers = {int(row["step"]): float(row["cer"]) for row in found if row["cer"]}
+    assert sorted(cers) == [0, 75, 150]
+    assert cers[result.best_step] == min(cers.values()) == result.best_cer
+    losses = [float(row["loss"]) for row in found[1:]]
+    assert losses[-1] < 0.2 * losses[0]
+    assert float(found[1]["learning_rate"]) == pytest.approx(1e-3)
+    assert float(found[10]["learning_rate"]) == pytest.approx(1e-2)
+    assert float(found[-1]["learning_rate"]) == pytest.approx(1e-2 / 140)
+    assert all(float(row["images_per_second"]) > 0 for row in found[10::10])
+    with Image.open(folder / "training" / "curves.png") as image:
+        colours = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+    assert [31, 119, 180] in colours  # the loss
+    assert [214, 39, 40] in colours  # the error rate
+
+
+def test_a_training_that_is_there_is_not_written_over(folder):
+    with pytest.raises(FileExistsError, match="holds a training"):
+        again(folder, resume=False)
+    with pytest.raises(ValueError, match=r"seed \(was 0, is 1\)"):
+        again(folder, seed=1)
+    with pytest.raises(ValueError, match=r"training lines \(was '5 lines"):
+        again(folder, examples(TEXTS[:4]))
+    with pytest.raises(ValueError, match=r"augmentation \(was 'shift', is None\)"):
+        again(folder, augment=None)
+
+
+def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path):
+    lines = examples()
+
+    def complaint(train=lines, validation=lines, **options):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            fit(ocr, train, validation, tmp_path / "out", **options)
+        return str(caught.value)
+
+    assert "no training lines" in complaint(train=[])
+    assert "hold no text" in complaint(validation=[])
+    assert "batch_size is 0" in complaint(batch_size=0)
+    assert "accumulate=3" in complaint(accumulate=3)
+    assert "choose one of" in complaint(schedule="step")
+    assert "found in 0 of" in complaint(frozen="encodr")
+    assert "label_smoothing is 1" in complaint(label_smoothing=1)
+    assert "epochs" in complaint(epochs=3)
+    assert "none is left" in complaint(train=examples(["0" * 200]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_over_length_are_left_out_with_a_warning(ocr, tmp_path):
+    settings = TrainingSettings()
+    with pytest.warns(UserWarning, match="1 of 3 training lines .* 24 tokens .*line 1: trained without"):
+        plan = Plan.of(ocr, examples(["a", "0" * 200, "b" * 12]), examples(), tmp_path, settings, augment=None)
+    assert [example.text for example in plan.batches.examples] == ["a", "b" * 12]
+    # A text of 12 tokens would be cut at the length of 9 that the model was read with.
+    assert plan.generation_config.max_length == (plan.batches.labels[1] != -100).sum() + 1 > 9
+
+
+def test_settings_suit_the_number_of_lines(ocr):
+    config = ocr.config
+    steps = [TrainingSettings().resolved(count, config).max_steps for count in (100, 1000, 100_000)]
+    assert steps == [400, 1875, 20_000]
+    chosen = TrainingSettings(max_steps=50, learning_rate=1e-3).resolved(100, config)
+    assert (chosen.max_steps, chosen.learning_rate, chosen.warmup_steps, chosen.eval_every) == (50, 1e-3, 5, 20)
+
+
+class TestBatches:
+    def batches(self, ocr, lines=None, **options):
+        lines = examples() if lines is None else lines
+        labels = np.arange(len(lines) * 2, dtype=np.int32).reshape(-1, 2)
+        return Batches(lines, labels, ocr.processor.image_processor, **{"batch_size": 2, "seed": 3, **options})
+
+    def test_every_epoch_has_each_line_once_in_an_order_of_its_own(self, ocr):
+        batches = self.batches(ocr)
+        places = [place for step in range(10) for place in batches.of_step(step)]
+        epochs = [[i for e, i in places if e == epoch] for epoch in range(4)]
+        assert all(sorted(order) == [0, 1, 2, 3, 4] for order in epochs)
+        assert len({tuple(order) for order in epochs}) > 2
+        assert places != [p for step in range(10) for p in self.batches(ocr, seed=4).of_step(step)]
+
+    def test_a_stream_depends_on_nothing_but_its_place(self, ocr):
+        whole = list(self.batches(ocr, augment=shift).stream(0, 6))
+        part = list(self.batches(ocr, augment=shift).stream(4, 6))
+        assert (len(whole), len(part)) == (6, 2)
+        for a, b in zip(whole[4:], part, strict=True):
+            np.testing.assert_array_equal(a.levels, b.levels)
+            np.testing.assert_array_equal(a.labels, b.labels)
+        # The second epoch shows the same lines otherwise.
+        first = {
+            label[0]: level for batch in whole[:3] for label, level in zip(batch.labels, batch.levels, strict=True)
+        }
+        again = whole[3]
+        assert not any(np.array_equal(first[n[0]], x) for n, x in zip(again.labels, again.levels, strict=True))
+
+    def test_a_line_that_cannot_be_read_is_a_row_that_does_not_count(self, ocr):
+        def broken():
+            raise ImageError("line 9 is damaged")
+
+        [batch] = self.batches(ocr, [*examples(["a"]), Example("line 9", "x", broken)]).stream(0, 1)
+        assert sorted(batch.labels.sum(axis=1)) == [-200, 1]
+        assert [str(error) for error in batch.unread] == ["line 9 is damaged"]
+        with pytest.raises(ImageError, match="line 9"):
+            list(self.batches(ocr, [Example("line 9", "x", broken)]).stream(0, 1))
+
+
+def final_state(output, max_steps):
+    with ocp.CheckpointManager(output / "training" / "checkpoints") as manager:
+        assert manager.latest_step() == max_steps
+        return manager.restore(max_steps, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+
+
+def assert_killed_and_resumed_is_whole(folder, whole, killed, max_steps, num_kills):
+    rng = random.Random(0)
+    for _ in range(num_kills):
+        assert run(folder, killed, max_steps, rng.randint(20, 220)) == -9
+    assert run(folder, killed, max_steps) == 0
+    expected, found = final_state(whole, max_steps), final_state(killed, max_steps)
+    assert len(jax.tree.leaves(expected)) > 100
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
+    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    for a, b in zip(rows(killed), rows(whole), strict=True):
+        assert {**a, "images_per_second": ""} == {**b, "images_per_second": ""}
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
+    assert_killed_and_resumed_is_whole(folder, folder / "whole", folder / "killed", STEPS, 3)
+
+
+@pytest.mark.slow
+def test_the_same_with_twenty_kills(folder):
+    assert run(folder, folder / "long", 800) == 0
+    assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one(folder):
+    # While the learning rate grows it is the same, whatever the number of steps.
+    assert run(folder, folder / "eight", 12, num_devices=8) == 0
+    one, eight = rows(folder / "whole"), rows(folder / "eight")
+    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        expected, found = ([float(row[name]) for row in table[1:11]] for table in (one, eight))
+        np.testing.assert_allclose(found, expected, rtol=scale)
+    assert expected[-1] != expected[0]

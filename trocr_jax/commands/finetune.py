@@ -1,0 +1,165 @@
+"""`trocr-jax finetune`: trains a model on lines with known texts."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import pathlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trocr_jax.commands.read import positive
+from trocr_jax.datasets import FORMATS, Example, open_dataset
+
+if TYPE_CHECKING:
+    from trocr_jax.datasets.augmentation import Augmentation
+    from trocr_jax.training import FitResult
+
+DESCRIPTION = """\
+Trains a model on lines with known texts and keeps the weights that read the validation lines best.
+
+DATA is a list of paths and texts (tsv, csv, jsonl, unilm's gt.txt), a folder with labels.tsv or the like, a folder of
+IAM or SROIE, or PAGE-XML or ALTO files; or any of these inside a zip archive, which is not unpacked: lines.zip/train.
+DIR is then a model like any other, and may be read with while training goes on. DIR/training holds the log, its curves
+and checkpoints, from which --resume goes on after an interruption.
+"""
+EXAMPLES = """\
+examples:
+  trocr-jax finetune --train lines/train --val lines/val --output mine
+  trocr-jax finetune --model microsoft/trocr-base-handwritten --train IAM/gt_train.txt --val IAM/gt_valid.txt \\
+      --output iam --batch-size 8 --schedule inverse_sqrt --learning-rate 2e-5 --warmup-steps 500
+  trocr-jax read --model mine line.png
+"""
+# Those that TrainingSettings takes under the same names.
+NAMES = (
+    "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm",
+    "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
+    "remat", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
+)  # fmt: skip
+
+
+def add_finetune(commands: Any) -> None:
+    """Adds the command to a parser's."""
+    parser = commands.add_parser(
+        "finetune",
+        help="train a model on lines with known texts",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_finetune)
+    add = parser.add_argument
+    add("--train", required=True, action="append", metavar="DATA", help="lines to train on; may be given several times")
+    add("--val", required=True, action="append", metavar="DATA", help="other lines, by which weights are chosen")
+    add("--output", required=True, metavar="DIR", help="folder that will hold the model")
+    add("--model", metavar="ID_OR_FOLDER", help="what to start from: hub id or folder (default: the embedded model)")
+    add("--resume", action="store_true", help="go on with the training in DIR, or start it")
+    add("--data-format", choices=tuple(FORMATS), help="DATA's format (default: told by what is there)")
+    kinds = ("none", "da2", "randaugment")
+    add(
+        "--augment",
+        choices=kinds,
+        default="none",
+        help="change images at random as they are trained on (default: none)",
+    )
+    add(
+        "--max-steps",
+        type=positive,
+        metavar="N",
+        help="updates (default: 30 times each line; at least 400, at most 20000)",
+    )
+    add("--batch-size", type=positive, metavar="N", help="images an update (default: 16)")
+    add("--learning-rate", type=float, metavar="X", help="its peak (default: 5e-5 * 1024 / the decoder's width)")
+    add("--seed", type=int, metavar="N", help="of the lines' order and of dropout (default: 0)")
+    dtypes = ("auto", "float32", "bfloat16")
+    add("--dtype", default="auto", choices=dtypes, help="precision, as in `trocr-jax read`; weights are float32 always")
+    _add_optimisation(parser)
+    _add_course(parser)
+
+
+def _add_optimisation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("optimisation").add_argument
+    schedules = ("inverse_sqrt", "cosine", "linear", "constant")
+    add("--schedule", choices=schedules, help="how the learning rate falls (default: cosine)")
+    add("--warmup-steps", type=int, metavar="N", help="updates it grows over (default: a tenth of all, at most 500)")
+    add("--weight-decay", type=float, metavar="X", help="of all but norms and biases (default: 1e-4)")
+    add("--max-grad-norm", type=float, metavar="X", help="longer gradients are cut to this (default: 1)")
+    add("--label-smoothing", type=float, metavar="X", help="part of the target that is uniform (default: 0)")
+    add("--label-format", choices=("fairseq", "hf"), help="text </s>, or <s> text </s> (default: told by the model)")
+    add("--freeze", dest="frozen", metavar="REGEX", help="train no weight whose path has this, such as '^encoder/'")
+    add("--lora-rank", type=positive, metavar="N", help="train low-rank adapters beside the weights, such as of rank 8")
+    add("--lora-alpha", type=float, metavar="X", help="adapters count alpha / rank times (default: twice the rank)")
+    add("--lora-pattern", metavar="REGEX", help="kernels that have one (default: queries and values of attention)")
+    add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
+    add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
+    add("--remat", action="store_true", default=None, help="compute activations twice, which takes less memory")
+
+
+def _add_course(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("course").add_argument
+    add("--eval-every", type=positive, metavar="N", help="read the validation lines every N updates")
+    add("--patience", type=int, metavar="N", help="end after N times without a lower CER; 0 is never (default: 8)")
+    add("--num-beams", type=positive, metavar="N", help="beams to read the validation lines with (default: 1)")
+    add(
+        "--checkpoint-every", type=positive, metavar="N", help="updates that a kill may cost (default: as --eval-every)"
+    )
+    add("--keep", type=positive, metavar="N", help="checkpoints kept (default: 2)")
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    try:
+        train, validation = (
+            [line for path in paths for line in open_dataset(path, format=options.data_format)]
+            for paths in (options.train, options.val)
+        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            result = _fit(options, train, validation)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
+    return 0
+
+
+def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
+    # Imported only now, so that --help and mistakes in the paths answer at once.
+    from trocr_jax.compilation_cache import enable_compilation_cache
+    from trocr_jax.recognizer import TrOCR
+    from trocr_jax.training import fit
+
+    enable_compilation_cache()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
+    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+    augment = _augmentation(options.augment, ocr.processor.image_processor.size)
+    settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
+    return fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"trocr-jax: {message}", file=sys.stderr)
+
+
+def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:
+    """What the option names, for images that are made `size` (height, width) in pixels afterwards."""
+    from trocr_jax.datasets.augmentation import da2
+    from trocr_jax.datasets.randaugment import rand_augment
+
+    kinds = {"da2": da2, "randaugment": rand_augment}
+    return None if name == "none" else functools.partial(kinds[name], size=size)
+
+
+def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[str]:
+    """What a training came to, in a few lines."""
+    told = [
+        f"CER of {num_lines} validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
+        f"after {result.best_step} of {result.num_steps} steps, whose weights are in {output}"
+    ]
+    if result.best_step == 0:
+        told.append("no step read them better than the model that was started from; try a lower --learning-rate")
+    if result.num_skipped:
+        told.append(f"{result.num_skipped} steps had gradients that were not finite, and changed nothing")
+    return told

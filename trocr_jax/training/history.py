@@ -1,0 +1,76 @@
+"""What happened in a training, step by step: a CSV file, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "skipped_steps", "cer")
+POINTS = 100
+
+
+class History:
+    """The rows of a training's log.csv: `rows`, each {column: number}, without what was not measured at that step."""
+
+    def __init__(self, path: pathlib.Path, *, last_step: int) -> None:
+        """Goes on with the file as it was at `last_step`: rows behind it, of a run that was killed, are dropped."""
+        self.path = path
+        rows = _read(path) if path.exists() else []
+        self.rows = [row for row in rows if row["step"] <= last_step]
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, path)
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Appends a row, to the file as well."""
+        self.rows.append(dict(row))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for row in rows:
+        # The last row may have been cut off; its numbers are then fewer, or not numbers.
+        try:
+            numbers = {name: value for name, value in row.items() if name in COLUMNS and value}
+            found.append({name: int(text) if text.isdigit() else float(text) for name, text in numbers.items()})
+        except ValueError:
+            continue
+    return [row for row in found if "step" in row]
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Writes a PNG with the loss and the error rate of validation over the steps."""
+    # Drawn without pyplot, which would look for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    left.set_xlabel("step")
+    curves = (("loss", left, "tab:blue", "-"), ("cer", left.twinx(), "tab:red", "o-"))
+    for name, axes, color, style in curves:
+        points = np.array([(row["step"], row[name]) for row in rows if name in row])
+        # A loss of every step is noise: means of neighbours are drawn.
+        parts = (
+            np.array_split(points, min(len(points), POINTS) if name == "loss" else len(points)) if len(points) else []
+        )
+        means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+        axes.plot(means[:, 0], means[:, 1], style, color=color, markersize=3)
+        axes.set_ylabel({"loss": "training loss a token", "cer": "validation CER"}[name], color=color)
+        axes.set_ylim(bottom=0)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)

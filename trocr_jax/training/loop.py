@@ -1,0 +1,195 @@
+"""`fit`: fine-tunes a recogniser on lines with known texts, and goes on where it was interrupted.
+
+B images of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from trocr_jax.datasets.augmentation import Augmentation
+from trocr_jax.datasets.example import Example
+from trocr_jax.opening import to_device
+from trocr_jax.recognizer import TrOCR
+from trocr_jax.sharding import shard_batch
+from trocr_jax.training.checkpoints import Checkpoints, Progress
+from trocr_jax.training.history import History, draw_curves
+from trocr_jax.training.lora import save_adapters
+from trocr_jax.training.plan import Plan
+from trocr_jax.training.settings import TrainingSettings
+from trocr_jax.training.step import StepMetrics, TrainState
+from trocr_jax.training.validation import validate
+
+LOG_NAME, CURVES_NAME, CHECKPOINTS, ADAPTERS_NAME = "log.csv", "curves.png", "checkpoints", "adapters.safetensors"
+LOG_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a training gave: the recogniser with the best weights, and CERs of the validation lines.
+
+    `first_cer` is the CER before training; the best weights were those behind step `best_step`, 0 if none was better.
+    Of `num_steps` steps, `num_skipped` were not finite and changed nothing.
+    """
+
+    ocr: TrOCR
+    first_cer: float
+    best_cer: float
+    best_step: int
+    num_steps: int
+    num_skipped: int
+
+    @classmethod
+    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int) -> FitResult:
+        """The result of a training that ended there."""
+        assert progress.first_cer is not None
+        assert progress.best_cer is not None
+        return cls(ocr, progress.first_cer, progress.best_cer, progress.best_step, progress.step, num_skipped)
+
+
+def fit(
+    ocr: TrOCR,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    output: str | os.PathLike[str],
+    *,
+    augment: Augmentation | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> FitResult:
+    """Trains a copy of the recogniser's weights; `output` then loads with `TrOCR.from_pretrained`.
+
+    At any moment it holds the weights with the lowest CER on `validation` (read by generation) so far, those of the
+    start among them, and in `training/` a log (CSV), the settings, checkpoints, and at the end the curves (PNG). Of
+    adapters (see `lora.py`) it holds the merged weights, and themselves in `training/adapters.safetensors`. `options`
+    are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
+    image) makes of it, depend on the seed alone. With `resume` a training that was interrupted, or killed, goes on from
+    its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
+    each of which holds the whole weights.
+
+    Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
+    warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
+    FileExistsError where `output` holds a training and `resume` is not asked for.
+    """
+    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment)
+    step, state = plan.step(), plan.first_state()
+    plan.claim(resume=resume)
+    with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
+        state, progress = checkpoints.latest(state) or (state, Progress())
+        history = History(plan.folder / LOG_NAME, last_step=progress.step if progress.step else -1)
+        state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
+    draw_curves(history.rows, plan.folder / CURVES_NAME)
+    best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
+    return FitResult.of(best, progress, int(state.num_skipped))
+
+
+class _Loop:
+    """The steps of a training, and what happens between them."""
+
+    def __init__(self, plan: Plan, step: Any, history: History, checkpoints: Checkpoints) -> None:
+        self._plan, self._step, self._history, self._checkpoints = plan, step, history, checkpoints
+        self._schedule = plan.schedule()
+        self._last_step = plan.settings.max_steps or 0
+        self._restart()
+
+    def _restart(self) -> None:
+        """The clock starts anew, and there is nothing to log."""
+        self._pending: list[StepMetrics] = []
+        self._start = time.perf_counter()
+
+    def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """Trains to the end; what it returns has a checkpoint, or is being written to one."""
+        batches = self._plan.batches
+        if progress.first_cer is None:
+            progress = self._evaluated(state, progress, {"step": 0})
+        if self._is_over(progress):
+            return state, progress
+        with self._bar(progress) as bar:
+            self._restart()
+            for batch in batches.stream(progress.step, self._last_step):
+                for error in batch.unread:
+                    warnings.warn(f"trained without a line: {error}", stacklevel=2)
+                pixels = to_device(list(batch.levels), batches.batch_size, batches.image_processor)
+                state, metrics = self._step(state, *shard_batch((pixels, batch.labels), self._plan.ocr.mesh))
+                self._pending.append(metrics)
+                bar.update()
+                progress = dataclasses.replace(progress, step=progress.step + 1)
+                progress = self._between_steps(state, progress, bar)
+                if self._is_over(progress):
+                    break
+        return state, progress
+
+    def _bar(self, progress: Progress) -> tqdm:
+        is_hidden = not sys.stderr.isatty()
+        return tqdm(total=self._last_step, initial=progress.step, unit="step", file=sys.stderr, disable=is_hidden)
+
+    def _is_over(self, progress: Progress) -> bool:
+        patience = self._plan.settings.patience
+        return progress.step >= self._last_step or 0 < patience <= progress.num_worse
+
+    def _between_steps(self, state: TrainState, progress: Progress, bar: tqdm) -> Progress:
+        """Logs, evaluates and saves, as far as that is due behind this step."""
+        settings, number = self._plan.settings, progress.step
+        is_evaluated = number == self._last_step or number % (settings.eval_every or 1) == 0
+        is_saved = number % (settings.checkpoint_every or 1) == 0
+        if not (is_evaluated or is_saved or number % LOG_EVERY == 0):
+            return progress
+        *rows, last = self._rows(number)
+        for row in rows:
+            self._history.add(row)
+        if is_evaluated:
+            progress = self._evaluated(state, progress, last)
+        else:
+            self._history.add(last)
+        if is_saved or self._is_over(progress):
+            self._checkpoints.save(state, progress)
+        loss = float(np.mean([row["loss"] for row in (*rows, last)]))
+        bar.set_postfix(loss=f"{loss:.3f}", cer=progress.last_cer, images=f"{last['images_per_second']}/s")
+        self._restart()
+        return progress
+
+    def _rows(self, number: int) -> list[dict[str, float]]:
+        """What the log says of the steps since it was last written, up to this one, behind waiting for the device."""
+        pending: list[StepMetrics] = jax.device_get(self._pending)
+        seconds, batches = time.perf_counter() - self._start, self._plan.batches
+        rows: list[dict[str, float]] = []
+        for step, metrics in enumerate(pending, number - len(pending) + 1):
+            updates = step - int(metrics.num_skipped) - (1 if metrics.is_finite else 0)
+            rows.append(
+                {
+                    "step": step,
+                    "epoch": round(step * batches.batch_size / len(batches.examples), 4),
+                    "loss": float(metrics.loss),
+                    "learning_rate": float(self._schedule(updates)),
+                    "grad_norm": float(metrics.grad_norm),
+                    "skipped_steps": int(metrics.num_skipped),
+                }
+            )
+        rows[-1]["images_per_second"] = round(len(rows) * batches.batch_size / seconds, 2)
+        return rows
+
+    def _evaluated(self, state: TrainState, progress: Progress, row: Mapping[str, float]) -> Progress:
+        """Reads the validation lines; weights that read better than all before are saved as the model."""
+        plan = self._plan
+        # Copies: the next step overwrites the buffers, which on CPU numpy would look at.
+        params = jax.tree.map(np.array, state.averaged_params)
+        reader = plan.ocr.with_params(params, generation_config=plan.generation_config)
+        cer = validate(reader, plan.validation, num_beams=plan.settings.num_beams)
+        progress = progress.evaluated(cer)
+        if progress.best_step == progress.step:
+            reader.save_pretrained(plan.output)
+            if plan.settings.lora is not None:
+                adapters = state.trainable if state.ema is None else state.ema
+                save_adapters(adapters, state.lora_scale, plan.folder / ADAPTERS_NAME)
+        self._history.add({**row, "cer": cer})
+        return progress

@@ -1,0 +1,206 @@
+"""What is trained, on what, how and where: everything about a training that does not change while it runs.
+
+N examples, T target tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trocr_jax.checkpoints.folder import check_output
+from trocr_jax.config import read_json, write_json
+from trocr_jax.datasets.augmentation import Augmentation
+from trocr_jax.datasets.example import Example
+from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.modeling.model import VisionEncoderDecoder
+from trocr_jax.recognizer import TrOCR
+from trocr_jax.sharding import DATA, axis_size
+from trocr_jax.training.batches import Batches
+from trocr_jax.training.labels import TextEncoder, pad_labels
+from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from trocr_jax.training.settings import TrainingSettings
+from trocr_jax.training.step import TrainState, create_state, make_train_step
+
+# Below the output folder, beside the model.
+FOLDER, SETTINGS_NAME = "training", "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A training before it starts; `settings` are resolved, `generation_config` is the trained model's."""
+
+    ocr: TrOCR
+    generation_config: GenerationConfig
+    batches: Batches
+    validation: Sequence[Example]
+    output: pathlib.Path
+    settings: TrainingSettings
+    start_token_id: int
+
+    @classmethod
+    def of(
+        cls,
+        ocr: TrOCR,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        output: str | os.PathLike[str],
+        settings: TrainingSettings,
+        *,
+        augment: Augmentation | None,
+    ) -> Plan:
+        """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them."""
+        image_processor, encoder = (
+            ocr.processor.image_processor,
+            TextEncoder.of(ocr, label_format=settings.label_format),
+        )
+        if not any(example.text for example in validation):
+            raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
+        kept, rows = _within_length(train, encoder)
+        settings = settings.resolved(len(kept), ocr.config)
+        num_devices = axis_size(ocr.mesh, DATA)
+        unit = settings.accumulate * num_devices
+        if settings.batch_size % unit:
+            raise ValueError(
+                f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
+                f"{num_devices} devices"
+            )
+        labels = pad_labels(rows, encoder.padded_length(rows))
+        plan = cls(
+            ocr,
+            _long_enough(ocr, max(map(len, rows)) + 1),
+            Batches(kept, labels, image_processor, settings.batch_size, settings.seed, augment),
+            validation,
+            check_output(output),
+            settings,
+            encoder.start_token_id,
+        )
+        plan.schedule()
+        return plan
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where what is not the model itself is kept."""
+        return self.output / FOLDER
+
+    def claim(self, *, resume: bool) -> None:
+        """Writes down what is about to be trained, or finds that it is what was; errors as `fit` raises them."""
+        path, augment = self.folder / SETTINGS_NAME, self.batches.augment
+        identity = {
+            **dataclasses.asdict(self.settings),
+            "training lines": _fingerprint(self.batches.examples),
+            "validation lines": _fingerprint(self.validation),
+            "augmentation": None if augment is None else _name_of(augment),
+        }
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, identity)
+            return
+        if not resume:
+            raise FileExistsError(f"{self.output} holds a training: resume it, or name another folder")
+        before = read_json(path)
+        differing = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
+        if differing:
+            told = ", ".join(f"{name} (was {before.get(name)!r}, is {identity.get(name)!r})" for name in differing)
+            raise ValueError(
+                f"{self.output} holds a training that differs in {told}; resume with what it was started with, or "
+                "train its model further in another folder"
+            )
+
+    def schedule(self) -> Schedule:
+        """The learning rate of each update."""
+        settings = self.settings
+        assert settings.learning_rate is not None
+        assert settings.warmup_steps is not None
+        return make_schedule(
+            settings.schedule, settings.learning_rate, warmup_steps=settings.warmup_steps, max_steps=settings.max_steps
+        )
+
+    def first_state(self) -> TrainState:
+        """The state before the first step, whole on each device."""
+        settings = self.settings
+        state = create_state(
+            self.ocr.params,
+            self._optimizer(),
+            seed=settings.seed,
+            frozen=settings.frozen,
+            lora=settings.lora,
+            with_ema=settings.ema_decay is not None,
+        )
+        mesh = self.ocr.mesh
+        return state if mesh is None else jax.device_put(state, NamedSharding(mesh, P()))
+
+    def step(self) -> Any:
+        """The compiled step; see `make_train_step`."""
+        settings = self.settings
+        policy = dataclasses.replace(self.ocr.model.policy, remat=settings.remat)
+        return make_train_step(
+            VisionEncoderDecoder(self.ocr.config, policy),
+            self._optimizer(),
+            start_token_id=self.start_token_id,
+            label_smoothing=settings.label_smoothing,
+            accumulate=settings.accumulate,
+            ema_decay=settings.ema_decay,
+        )
+
+    def _optimizer(self) -> Any:
+        settings = self.settings
+        return make_optimizer(
+            self.schedule(),
+            weight_decay=settings.weight_decay,
+            not_decayed=settings.not_decayed,
+            max_grad_norm=settings.max_grad_norm,
+        )
+
+
+def _within_length(train: Sequence[Example], encoder: TextEncoder) -> tuple[Sequence[Example], list[list[int]]]:
+    """The examples whose labels fit, and those labels; a warning tells of others."""
+    if not train:
+        raise ValueError("there are no training lines: pass at least one")
+    rows = encoder.encode(example.text for example in train)
+    over = [i for i, row in enumerate(rows) if len(row) > encoder.max_length]
+    if not over:
+        return train, rows
+    told = (
+        f"{len(over)} of {len(train)} training lines have texts of more than the {encoder.max_length} tokens that this "
+        f"model has positions for, the first {train[over[0]].name}"
+    )
+    if len(over) == len(train):
+        raise ValueError(f"{told}: none is left")
+    warnings.warn(f"{told}: trained without them", stacklevel=4)
+    dropped = set(over)
+    kept = [i for i in range(len(train)) if i not in dropped]
+    return [train[i] for i in kept], [rows[i] for i in kept]
+
+
+def _long_enough(ocr: TrOCR, length: int) -> GenerationConfig:
+    """The model's generation settings, under which texts of `length` tokens, start included, are not cut."""
+    settings, positions = ocr.generation_config, ocr.config.decoder.max_position_embeddings
+    resolved = settings.resolve({}, prompt_length=1, max_positions=positions)
+    assert resolved.max_length is not None
+    return settings if resolved.max_length >= length else settings.replace(max_length=length, max_new_tokens=None)
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    """The number of lines and a hash of their names and texts."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.name}\0{example.text}\0".encode(errors="surrogatepass"))
+    return f"{len(examples)} lines, {digest.hexdigest()[:16]}"
+
+
+def _name_of(augment: Any) -> str:
+    """What a function is known by, and what it was given beforehand."""
+    if isinstance(augment, functools.partial):
+        return f"{_name_of(augment.func)} {augment.keywords}"
+    return getattr(augment, "__name__", type(augment).__name__)
