@@ -32,7 +32,7 @@ class _Output:
 class PastKeyValues:
     """A preallocated cache of everything read so far; pass it back with the next tokens."""
 
-    self_kv: tuple[SelfKV, ...]  # a layer each, with slots for max_position_embeddings tokens
+    self_kv: tuple[SelfKV, ...]  # a layer each, [B, H, max_position_embeddings, D]
     cross_kv: tuple[CrossKV, ...] | None
     length: Array  # [] positions filled
 

@@ -24,28 +24,28 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class SelfKV:
-    """Keys and values of one layer's self-attention."""
+    """Keys and values of one layer's self-attention, each [B, H, L*K, D]."""
 
-    key: Array  # [B, H, L*K, D]
-    value: Array  # [B, H, D, L*K]
+    key: Array
+    value: Array
 
     def write(self, key: Array, value: Array, slot: Array | int) -> SelfKV:
-        """This cache with new keys [B, H, Q, D] and values [B, H, D, Q] in the Q slots from `slot` on."""
+        """This cache with new keys and values [B, H, Q, D] in the Q slots from `slot` on."""
         return SelfKV(
             lax.dynamic_update_slice_in_dim(self.key, key.astype(self.key.dtype), slot, axis=2),
-            lax.dynamic_update_slice_in_dim(self.value, value.astype(self.value.dtype), slot, axis=3),
+            lax.dynamic_update_slice_in_dim(self.value, value.astype(self.value.dtype), slot, axis=2),
         )
 
 
 @flax.struct.dataclass
 class CrossKV:
-    """Keys and values of one layer's cross-attention: one an image, shared by its beams."""
+    """Keys and values of one layer's cross-attention, each [B, H, S, D]: one an image, shared by its beams."""
 
-    key: Array  # [B, H, S, D]
-    value: Array  # [B, H, D, S]
+    key: Array
+    value: Array
 
 
 def allocate(num_layers: int, batch: int, heads: int, slots: int, depth: int, dtype: jnp.dtype) -> tuple[SelfKV, ...]:
-    """Empty self-attention caches, one a layer."""
-    shape, value_shape = (batch, heads, slots, depth), (batch, heads, depth, slots)
-    return tuple(SelfKV(jnp.zeros(shape, dtype), jnp.zeros(value_shape, dtype)) for _ in range(num_layers))
+    """Empty self-attention caches [B, H, slots, D], one a layer."""
+    shape = (batch, heads, slots, depth)
+    return tuple(SelfKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers))

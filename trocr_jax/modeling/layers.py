@@ -162,15 +162,11 @@ def attend(
 ) -> tuple[Array, Array]:
     """Scaled dot-product attention: (context [B, Q, H*D], weights [B, H, Q, L] as the softmax gives them).
 
-    query [B, Q, H, D], key [B, H, L, D], value [B, H, D, L]; mask is boolean and broadcasts to [B, H, Q, L], True where
-    a query may look; head_mask [H] multiplies the weights, `drop` is their dropout. Softmax is in the policy's result
-    dtype.
+    query [B, Q, H, D], key and value [B, H, L, D]; mask is boolean and broadcasts to [B, H, Q, L], True where a query
+    may look; head_mask [H] multiplies the weights, `drop` is their dropout. Softmax is in the policy's result dtype.
     """
     batch, num_queries, heads, depth = query.shape
-    # XLA's CPU backend multiplies many rows by few up to five times as fast as few by many. (Where there are as many
-    # queries as keys, turning the scores around would cost more than it gains.) Values have their depth in front of
-    # their places for the same reason.
-    if num_queries < key.shape[2]:
+    if policy.keys_first and num_queries < key.shape[2]:
         scores = product("bhld,bqhd->bhlq", key, query, policy).swapaxes(2, 3)  # [B, H, L, Q] -> [B, H, Q, L]
     else:
         scores = product("bqhd,bhld->bhql", query, key, policy)
@@ -180,7 +176,7 @@ def attend(
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1)
     used = drop(weights if head_mask is None else weights * head_mask[:, None, None])
-    context = product("bhql,bhdl->bqhd", used, value, policy)
+    context = product("bhql,bhld->bqhd", used, value, policy)
     return context.reshape(batch, num_queries, heads * depth), weights  # [B, Q, H, D] -> [B, Q, H*D]
 
 
@@ -217,20 +213,20 @@ class Attention(nn.Module):
         return self._split(self.q_proj(x))
 
     def project_key_value(self, states: Array) -> tuple[Array, Array]:
-        """Encoder states [B, L, E'] -> keys [B, H, L, D] and values [B, H, D, L]; cross-attention's."""
+        """Encoder states [B, L, E'] -> keys and values, each [B, H, L, D]; cross-attention's."""
         if self.policy.is_prepared:
             key, value = jnp.split(self.kv_proj(states), 2, axis=-1)
         else:
             key, value = self.k_proj(states), self.v_proj(states)
-        return self._heads_first(key), self._depth_first(value)
+        return self._heads_first(key), self._heads_first(value)
 
     def project_self(self, x: Array) -> tuple[Array, Array, Array]:
-        """X [B, Q, E] -> queries [B, Q, H, D], keys [B, H, Q, D], values [B, H, D, Q]; self-attention's."""
+        """X [B, Q, E] -> queries [B, Q, H, D], keys and values [B, H, Q, D]; self-attention's."""
         if self.policy.is_prepared:
             query, key, value = jnp.split(self.qkv_proj(x), 3, axis=-1)
         else:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        return self._split(query), self._heads_first(key), self._depth_first(value)
+        return self._split(query), self._heads_first(key), self._heads_first(value)
 
     def project_out(self, context: Array) -> Array:
         """Context [B, Q, H*D] -> [B, Q, E]."""
@@ -241,9 +237,6 @@ class Attention(nn.Module):
 
     def _heads_first(self, x: Array) -> Array:
         return jnp.swapaxes(self._split(x), 1, 2)  # [B, L, H, D] -> [B, H, L, D]
-
-    def _depth_first(self, x: Array) -> Array:
-        return self._split(x).transpose(0, 2, 3, 1)  # [B, L, H, D] -> [B, H, D, L]
 
 
 class Mlp(nn.Module):

@@ -33,6 +33,9 @@ class Policy:
     decoder_layout: Layout = "in_out"
     # XLA's CPU backend has no fast bfloat16 product for one row: rows are padded up to this number.
     min_rows: int = 1
+    # XLA's CPU backend multiplies many keys by few queries up to five times as fast as few queries by many keys, in
+    # float32; in bfloat16 jax 0.10 fails at that.
+    keys_first: bool = False
     # Encode one image at a time, so that a CPU's caches hold what is being worked on.
     by_image: bool = False
 
@@ -79,5 +82,6 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
         decoder_layout="out_in" if is_cpu else "in_out",
         min_rows=4 if is_cpu and is_half else 1,
+        keys_first=is_cpu and not is_half,
         by_image=is_cpu,
     )
