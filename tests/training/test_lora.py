@@ -72,6 +72,7 @@ def test_saved_adapters_are_small_and_merge_into_plain_weights(trained, params, 
         merge_adapters({"encoder": params["encoder"]}, path)
 
 
+@pytest.mark.slow
 def test_fit_leaves_merged_weights_and_the_adapters(params, tmp_path):
     ocr, lines = small_ocr(), examples()
     options = {"max_steps": 30, "batch_size": 5, "learning_rate": 3e-2, "lora_rank": 4}

@@ -141,6 +141,7 @@ def test_one_update_is_torchs(x64, twin):
         np.testing.assert_allclose(sure[name], expected[name], atol=1e-8, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_loss_curve_is_torchs(twin, optimizer, plain_step):
     oracle, rng = copy.deepcopy(twin.oracle), np.random.default_rng(0)
     batches = [
