@@ -18,10 +18,11 @@ import time
 import pytest
 
 from tests.conftest import SAMPLES
-from tests.test_cli import cache_home, read, stub  # noqa: F401 - fixtures
+from tests.test_cli import read, stub  # noqa: F401 - fixtures
 from trocr_jax.journal import Journal, moved_to, open_journal, shard_path
 from trocr_jax.results import Recognition
 
+pytestmark = pytest.mark.usefixtures("cache_home")
 PATHS = ["a.png", "b.png", "a.png", "c.png", "caf\udce9.png", "ü.png"]
 
 
