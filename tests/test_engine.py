@@ -80,6 +80,18 @@ def test_a_result_that_is_an_error_is_raised_in_its_turn():
         next(results)
 
 
+def test_items_before_one_that_cannot_be_opened_are_not_lost():
+    def open_(item):
+        if item == 5:
+            raise OSError("no fifth")
+        return item
+
+    results = engine(read_ahead=7, open_=open_).run(range(20))
+    assert list(itertools.islice(results, 5)) == [0, -1, -2, -3, -4]
+    with pytest.raises(OSError, match="no fifth"):
+        next(results)
+
+
 def test_no_items_and_a_last_batch_that_is_not_full():
     assert list(engine().run([])) == []
     assert list(engine(batch_size=4).run(range(6))) == [0, -1, -2, -3, -4, -5]

@@ -111,15 +111,18 @@ class Engine(Generic[Item, Opened, Result]):
     def _launch_next(self) -> None:
         """Starts the device on the batch that holds the next result."""
         if not self._batches:
-            window = self._opening.popleft()
-            try:
-                opened = {number: item.result() for number, item in window.items()}
-            except Exception as error:
-                self._done[min(window)] = error
-                return
+            opened: dict[int, Opened] = {}
+            for number, item in self._opening.popleft().items():
+                try:
+                    opened[number] = item.result()
+                except Exception as error:
+                    self._done[number] = error
+                    break
             order = iter(sorted(opened, key=lambda number: self._likeness(opened[number])))
             groups = [group for _ in opened if (group := list(itertools.islice(order, self.batch_size)))]
             self._batches.extend({i: opened[i] for i in group} for group in sorted(groups, key=min))
+            if not self._batches:
+                return
         batch = self._batches.popleft()
         try:
             self._launched.append((list(batch), self._started(list(batch.values()))))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.datasets.files import grey, pack, write
 from tests.datasets.test_pages import PAGE
@@ -171,6 +174,20 @@ def test_archives_that_are_damaged_or_lack_what_is_asked_for(tmp_path):
     with pytest.raises(ImageError, match=r"a\.png cannot be read: Bad CRC-32"):
         first.open()
     assert np.asarray(second.open()).max() == 80
+
+
+def test_names_in_archives_may_begin_with_slash_or_dot(tmp_path):
+    path = tmp_path / "lines.zip"
+    with Image.new("L", (30, 10)) as image, io.BytesIO() as content:
+        image.save(content, "png")
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("/train/a.png", content.getvalue())
+            file.writestr("./train/b.png", content.getvalue())
+            file.writestr("./train/labels.tsv", "a.png\tone\nb.png\ttwo\n")
+            file.writestr("../outside.png", b"")
+    lines = open_dataset(f"{path}/train")
+    assert [line.text for line in lines] == ["one", "two"]
+    assert [line.open().size for line in lines] == [(30, 10)] * 2
 
 
 def test_an_archive_written_anew_is_read_anew(tmp_path):

@@ -71,6 +71,17 @@ def test_rates_are_of_the_lines_that_could_be_read(report):
     assert report.unreadable == [("line3.png", "line3.png is not an image")]
 
 
+def test_a_line_that_the_search_finds_no_text_for_counts_as_empty():
+    class Silent(Reader):
+        def stream(self, images, **_options):
+            for _ in images:
+                yield Recognition("", finish_reason="error", error="no text was left")
+
+    found = evaluate(Silent(), EXAMPLES[:2])
+    assert (found.all.lines, found.unreadable) == (2, [])
+    assert found.all.rates["cer"].value == 1
+
+
 def test_texts_of_the_training_lines_are_left_out_of_unseen(report):
     assert report.unseen.lines == 2
     assert report.unseen.rates["wer"].value == pytest.approx(7 / 8)

@@ -108,6 +108,14 @@ def test_a_training_that_is_there_is_not_written_over(folder):
         again(folder, augment=None)
 
 
+def test_a_model_that_is_there_is_not_written_over(ocr, tmp_path):
+    ocr.save_pretrained(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    with pytest.raises(FileExistsError, match="holds a model"):
+        fit(ocr, examples(), examples(), tmp_path / "mine", max_steps=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+
+
 def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path):
     lines = examples()
 

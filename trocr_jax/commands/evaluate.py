@@ -85,7 +85,9 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     try:
         examples = open_dataset(options.data, format=options.data_format)[: options.limit]
-        train = [example.text for path in options.train or () for example in open_dataset(path)]
+        train = [
+            example.text for path in options.train or () for example in open_dataset(path, format=options.data_format)
+        ]
         for path in (options.output, options.html):
             if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
                 raise FileNotFoundError(f"there is no folder to write {path} to")

@@ -87,7 +87,7 @@ class Archive:
         if name not in opened.files:
             raise FileNotFoundError(f"{self.where(name)} does not exist")
         try:
-            return opened.file.read(name)
+            return opened.file.read(opened.files[name])
         except Exception as error:  # damage, passwords and unknown methods are reported by many exceptions
             raise OSError(f"{self.where(name)} cannot be read: {error}") from error
 
@@ -101,10 +101,10 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class _OpenArchive:
-    """An archive's files, and of each folder what is directly in it."""
+    """An archive's files, by the names that paths have for them, and of each folder what is directly in it."""
 
     file: zipfile.ZipFile
-    files: frozenset[str]
+    files: dict[str, str]  # to the archive's own names, which may begin with "/" or "./"
     folders: dict[str, set[str]]
 
 
@@ -113,16 +113,21 @@ def _open_archive(path: str, _key: tuple[int, int]) -> _OpenArchive:
     file = zipfile.ZipFile(path)
     # macOS adds a shadow of every file.
     names = [name for name in file.namelist() if not name.startswith("__MACOSX/") and not name.endswith(".DS_Store")]
+    files: dict[str, str] = {}
     folders: dict[str, set[str]] = collections.defaultdict(set)
     for name in names:
-        child = name.rstrip("/")
+        child = path_inside = posixpath.normpath(name).lstrip("/")
+        if path_inside in ("", ".") or path_inside.split("/")[0] == "..":
+            continue
         while child:
             folder, child_name = posixpath.split(child)
             folders[folder].add(child_name)
             child = folder
         if name.endswith("/"):
-            _ = folders[name.rstrip("/")]
-    return _OpenArchive(file, frozenset(name for name in names if not name.endswith("/")), dict(folders))
+            _ = folders[path_inside]
+        else:
+            files[path_inside] = name
+    return _OpenArchive(file, files, dict(folders))
 
 
 def locate(path: str | os.PathLike[str]) -> tuple[Files, str]:

@@ -11,7 +11,7 @@ from trocr_jax.datasets.files import Files, open_image, read_lines
 
 INDEX = "lines.txt"
 _FORM = r"[a-z]\d\d-\d{3}[a-z]?"
-# The line's id, how its segmentation went, seven numbers (grey level, components, box), and its words.
+# The line's id, how its segmentation went, six numbers (grey level, components, box), and its words.
 _LINE = re.compile(rf"({_FORM}-\d\d[a-z]?) (ok|err) (?:-?\d+ ){{6}}(.+)")
 # A line's id, or a form's, which stands for all of its lines.
 _ID = re.compile(rf"{_FORM}(-\d\d[a-z]?)?")

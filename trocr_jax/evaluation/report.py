@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 # Lengths of references, in characters, that `by_length` begins a new group at.
 LENGTHS = (0, 11, 21, 41, 81)
 MOST_CONFUSIONS = 50
-READ_AHEAD = 2
+READ_AHEAD = 7  # batches: images of like width share one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +185,6 @@ def _read(
     compared = []
     for i, line in enumerate(ocr.stream(images(), batch_size=batch_size, read_ahead=READ_AHEAD, **options)):
         example = opened[i]
-        if line.error is not None:
-            unreadable.append((example.name, line.error))
-            continue
         edits = character_edits([normalization(line.text)], [normalization(example.text)])[0, 0]
         compared.append(Compared(example, line.text, int(edits), line.confidence, line.is_truncated))
     if not compared:

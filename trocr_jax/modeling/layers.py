@@ -42,7 +42,7 @@ def product(equation: str, x: Array, y: Array, policy: Policy) -> Array:
 
     Its gradients are products of rounded factors in the result dtype as well: JAX's own rule multiplies by the
     unrounded gradient, which in bfloat16 takes a matrix unit twice the time or more, and then rounds a weight's. Every
-    letter of one factor must stand in the other or in the result.
+    letter of one factor must stand in the other or in the result. There is no forward-mode derivative (jax.jvp).
     """
     x, y = x.astype(policy.operand), y.astype(policy.operand)
     return jnp.einsum(equation, x, y, precision=policy.precision, preferred_element_type=policy.result)

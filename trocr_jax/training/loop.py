@@ -79,7 +79,7 @@ def fit(
 
     Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
     warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
-    FileExistsError where `output` holds a training and `resume` is not asked for.
+    FileExistsError where `output` holds a model, or a training and `resume` is not asked for.
     """
     plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment)
     step, state = plan.step(), plan.first_state()

@@ -103,6 +103,8 @@ class Plan:
             "augmentation": None if augment is None else _name_of(augment),
         }
         if not path.exists():
+            if (self.output / "config.json").exists():
+                raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
             return

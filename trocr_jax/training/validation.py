@@ -31,7 +31,7 @@ def validate(ocr: TrOCR, examples: Sequence[Example], *, batch_size: int | None 
             references.append(example.text)
             yield image
 
-    texts = [line.text for line in ocr.stream(images(), batch_size=batch_size, read_ahead=1, num_beams=num_beams)]
+    texts = [line.text for line in ocr.stream(images(), batch_size=batch_size, read_ahead=7, num_beams=num_beams)]
     if not texts:
         raise unread[0]
     if unread:
