@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from trocr_jax.replacing import replacing
+
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -34,10 +36,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Writes an object as JSON, to a temporary name first, so that a reader never meets half a file."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+from trocr_jax.replacing import replacing
 from trocr_jax.results import Recognition
 
 
@@ -25,13 +26,8 @@ class Overlays:
             return
         name = self._name(result.source)
         picture = result.draw()
-        partial = self.folder / f".{name}.partial"
-        try:
-            with partial.open("wb") as file:
-                picture.save(file, format="PNG")
-            os.replace(partial, self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self.folder / name) as partial:
+            picture.save(partial, format="PNG")
 
     def _name(self, source: str) -> str:
         stem, number = pathlib.Path(source).stem, 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import re
 import struct
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from trocr_jax.config import write_json
+from trocr_jax.replacing import replacing
 
 DEFAULT_MAX_SHARD_SIZE = "5GB"
 
@@ -120,9 +120,8 @@ def _save_file(
         header[name] = {"dtype": _DTYPE_NAMES[kinds[name]], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors behind it are aligned
-    partial = path.with_name(f".{path.name}.partial")
     digest = hashlib.sha256()
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         for part in (struct.pack("<Q", len(text)), text):
             digest.update(part)
             file.write(part)
@@ -132,5 +131,4 @@ def _save_file(
             file.write(raw)
             if progress is not None:
                 progress(len(raw))
-    os.replace(partial, path)
     return digest.hexdigest()

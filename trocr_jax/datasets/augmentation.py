@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from trocr_jax.datasets.randaugment import LEVELS, RANDAUGMENT, Change
+from trocr_jax.replacing import replacing
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -125,10 +126,8 @@ def contact_sheet(rows: Mapping[str, list[Image.Image]], *, width: int = 260, he
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes an image, in the format of the name's suffix, to a temporary name first. ValueError for another suffix."""
-    target = pathlib.Path(path)
-    kind = Image.registered_extensions().get(target.suffix.lower())
+    kind = Image.registered_extensions().get(pathlib.Path(path).suffix.lower())
     if kind is None:
         raise ValueError(f"{path} is no name of a picture; let it end in .png")
-    partial = target.with_name(f".{target.name}.partial")
-    image.save(partial, kind)
-    os.replace(partial, target)
+    with replacing(path) as partial:
+        image.save(partial, kind)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trocr_jax.datasets.checks import LineFacts
+from trocr_jax.replacing import replacing
 
 BINS = 40
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -24,7 +25,6 @@ def save_histograms(splits: Mapping[str, Sequence[LineFacts]], most_tokens: int,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    target = pathlib.Path(path)
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2).ravel()
@@ -50,9 +50,8 @@ def save_histograms(splits: Mapping[str, Sequence[LineFacts]], most_tokens: int,
     _draw(axes[3], "height of the image, pixels", {name: [h for _, h in sizes] for name, sizes in seen.items()})
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", fontsize=9)
-    partial = target.with_name(f".{target.name}.partial")
-    figure.savefig(partial, format=target.suffix.removeprefix("."), dpi=120)
-    os.replace(partial, target)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=pathlib.Path(path).suffix.removeprefix("."), dpi=120)
 
 
 def check_name(path: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from trocr_jax.datasets.example import Example
 from trocr_jax.datasets.fonts import ASCII, FOLDERS, Face, find_faces, find_fonts, load_font
 from trocr_jax.processing.image import load_rgb
+from trocr_jax.replacing import replacing
 
 # Draws of a text until one is found that a face covers.
 MOST_DRAWS = 100
@@ -230,21 +231,15 @@ def write_archive(examples: Iterable[Example], path: str | os.PathLike[str]) -> 
 
     Raises ValueError for a text that a line of labels.tsv cannot hold, ImageError for an image that cannot be read.
     """
-    target = pathlib.Path(path)
-    if target.suffix != ".zip":
+    if pathlib.Path(path).suffix != ".zip":
         raise ValueError(f"{path} does not end in .zip")
-    partial = target.with_name(f".{target.name}.partial")
     labels = []
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:  # stored: PNG is compressed
-            for i, example in enumerate(examples):
-                if "\n" in example.text or "\r" in example.text:
-                    raise ValueError(f"{example.name} has a text of several lines: {example.text!r}")
-                content = io.BytesIO()
-                example.open().save(content, "PNG")
-                archive.writestr(zipfile.ZipInfo(f"{i:06}.png"), content.getvalue())
-                labels.append(f"{i:06}.png\t{example.text}\n")
-            archive.writestr(zipfile.ZipInfo("labels.tsv"), "".join(labels))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:  # stored: PNG is compressed
+        for i, example in enumerate(examples):
+            if "\n" in example.text or "\r" in example.text:
+                raise ValueError(f"{example.name} has a text of several lines: {example.text!r}")
+            content = io.BytesIO()
+            example.open().save(content, "PNG")
+            archive.writestr(zipfile.ZipInfo(f"{i:06}.png"), content.getvalue())
+            labels.append(f"{i:06}.png\t{example.text}\n")
+        archive.writestr(zipfile.ZipInfo("labels.tsv"), "".join(labels))

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 
 from rapidfuzz.distance import Levenshtein
@@ -14,6 +13,7 @@ from rapidfuzz.distance import Levenshtein
 from trocr_jax.evaluation.normalization import Normalization
 from trocr_jax.evaluation.report import Compared, Report, Score
 from trocr_jax.processing.image import ImageError
+from trocr_jax.replacing import replacing
 
 # Pixels that a picture is made to fit.
 PICTURE_SIZE = (900, 120)
@@ -50,11 +50,9 @@ NAMES = {
 
 def write_html(report: Report, path: str | os.PathLike[str], *, worst: int = 50) -> None:
     """Writes the page, with that many of the worst lines, to a temporary name first."""
-    target = pathlib.Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    # Half of a surrogate pair, which a label may hold, is no UTF-8.
-    partial.write_bytes(to_html(report, worst=worst).encode("utf-8", "replace"))
-    os.replace(partial, target)
+    with replacing(path) as partial:
+        # Half of a surrogate pair, which a label may hold, is no UTF-8.
+        partial.write_bytes(to_html(report, worst=worst).encode("utf-8", "replace"))
 
 
 def to_html(report: Report, *, worst: int = 50) -> str:

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from trocr_jax.config import read_json, write_json
 from trocr_jax.processing.sentencepiece import CONTROL, UNIGRAM, USER_DEFINED, read_sentencepiece
+from trocr_jax.replacing import replacing
 
 CONFIG_NAME = "tokenizer_config.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -87,9 +88,8 @@ class TrOCRTokenizer:
         """Writes tokenizer.json, which holds everything, and tokenizer_config.json."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        partial = path / f".{TOKENIZER_NAME}.partial"
-        self.backend.save(str(partial))
-        os.replace(partial, path / TOKENIZER_NAME)
+        with replacing(path / TOKENIZER_NAME) as partial:
+            self.backend.save(str(partial))
         # Of the old configuration only what still holds: ids and classes of added tokens are in tokenizer.json.
         lasting = ("tokenizer_class", "model_max_length", "add_prefix_space")
         kept: dict[str, Any] = {name: self.config[name] for name in lasting if name in self.config}

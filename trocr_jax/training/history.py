@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from trocr_jax.replacing import replacing
 
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "skipped_steps", "cer")
 POINTS = 100
@@ -22,12 +23,10 @@ class History:
         self.path = path
         rows = _read(path) if path.exists() else []
         self.rows = [row for row in rows if row["step"] <= last_step]
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, path)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Appends a row, to the file as well."""
@@ -71,6 +70,5 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         axes.plot(means[:, 0], means[:, 1], style, color=color, markersize=3)
         axes.set_ylabel({"loss": "training loss a token", "cer": "validation CER"}[name], color=color)
         axes.set_ylim(bottom=0)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from trocr_jax.replacing import replacing
 from trocr_jax.training.optimizer import compile_pattern
 
 Array = jax.Array
@@ -76,11 +76,9 @@ def merge(flat: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 def save_adapters(flat: Mapping[str, Any], scale: float, path: str | os.PathLike[str]) -> None:
     """Writes the adapters of a flat tree, and nothing else of it, to a safetensors file."""
-    path = pathlib.Path(path)
     tensors = {name: np.array(leaf) for name, leaf in flat.items() if name.endswith((A, B))}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, {"scale": repr(scale)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {"scale": repr(scale)})
 
 
 def merge_adapters(params: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""Files are written to a temporary name and renamed, so that nobody ever meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """The temporary name, beside `path`, to write to: it takes the place of `path` at the end, or goes on an error."""
+    target = pathlib.Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
