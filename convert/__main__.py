@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -39,11 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from convert.verify import verify
 
-    try:
-        report = verify(options.source, options.images, tokenizer=options.tokenizer)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 2
+    report = verify(options.source, options.images, tokenizer=options.tokenizer)
     print(report)
     return 0 if report.is_equal else 1
 

@@ -17,7 +17,10 @@ from trocr_jax.commands.read import add_read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 1 if an image could not be read, or 2 for anything else."""
+    """Runs the command line; the exit status is 0, 1 if an image could not be read, or 2 for anything else.
+
+    Commands raise what is wrong with their input: here it is told in a line.
+    """
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -33,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has seen enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"trocr-jax: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -32,26 +32,20 @@ def add_calibrate(commands: Any) -> None:
 
 
 def run_calibrate(options: argparse.Namespace) -> int:
-    """Calibrates as the parsed arguments say; the exit status is 0, or 2 with the reason on stderr."""
-    try:
-        paths, texts = read_lines(pathlib.Path(options.lines))
-        if not pathlib.Path(options.model).is_dir():
-            raise FileNotFoundError(
-                f"{options.model} is no folder; `trocr-jax convert` makes one of a model on the hub"
-            )
-        from trocr_jax.compilation_cache import enable_compilation_cache
-        from trocr_jax.recognizer import TrOCR
+    """Calibrates as the parsed arguments say, and returns the exit status."""
+    paths, texts = read_lines(pathlib.Path(options.lines))
+    if not pathlib.Path(options.model).is_dir():
+        raise FileNotFoundError(f"{options.model} is no folder; `trocr-jax convert` makes one of a model on the hub")
+    from trocr_jax.compilation_cache import enable_compilation_cache
+    from trocr_jax.recognizer import TrOCR
 
-        enable_compilation_cache()
-        ocr = TrOCR.from_pretrained(options.model)
-        settings = {} if options.num_beams is None else {"num_beams": options.num_beams}
-        calibration = ocr.calibrate(paths, texts, **settings)
-        calibration.write_files(pathlib.Path(options.model))
-        if len(paths) < FEW:
-            print(f"trocr-jax: {len(paths)} lines are few to calibrate on; pass some hundred", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    enable_compilation_cache()
+    ocr = TrOCR.from_pretrained(options.model)
+    settings = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    calibration = ocr.calibrate(paths, texts, **settings)
+    calibration.write_files(pathlib.Path(options.model))
+    if len(paths) < FEW:
+        print(f"trocr-jax: {len(paths)} lines are few to calibrate on; pass some hundred", file=sys.stderr)
     for name, scaling in (("lines", calibration.lines), ("words", calibration.words)):
         print(
             f"{name}: {scaling.right} of {scaling.count} right; temperature {scaling.temperature:.3f}, "

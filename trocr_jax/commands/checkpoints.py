@@ -63,24 +63,20 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    """Converts as the parsed arguments say; the exit status is 0, or 2 with the reason on stderr."""
+    """Converts as the parsed arguments say, and returns the exit status."""
     from trocr_jax.checkpoints.conversion import convert
 
-    try:
-        checkpoint = convert(
-            options.source,
-            options.output,
-            to=options.to,
-            dtype=options.dtype,
-            tokenizer=options.tokenizer,
-            overrides=dict(options.set),
-            max_shard_size=options.max_shard_size,
-            dry_run=options.dry_run,
-            show_progress=True,
-        )
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    checkpoint = convert(
+        options.source,
+        options.output,
+        to=options.to,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        overrides=dict(options.set),
+        max_shard_size=options.max_shard_size,
+        dry_run=options.dry_run,
+        show_progress=True,
+    )
     done = "fits; nothing was written" if options.dry_run else f"written to {options.output}"
     print(f"{checkpoint.path}: {checkpoint.kind}, {done}")
     if checkpoint.kind == "fairseq" and options.tokenizer is None:
@@ -91,10 +87,6 @@ def run_convert(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from trocr_jax.checkpoints.inspection import inspect
 
-    try:
-        found = inspect(options.source)
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    found = inspect(options.source)
     print(found)
     return 0 if found.problem is None else 1

@@ -97,17 +97,13 @@ def _add_synthesize(actions: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    try:
-        images = [example.open() for example in open_dataset(options.path)[: options.lines]]
-        kinds = {"(as it is)": keep, **AUGMENTATIONS[options.augmentation]}
-        rows = {
-            name: [kind(image, np.random.default_rng([options.seed, i])) for i, image in enumerate(images)]
-            for name, kind in kinds.items()
-        }
-        save_image(contact_sheet(rows), options.output)
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    images = [example.open() for example in open_dataset(options.path)[: options.lines]]
+    kinds = {"(as it is)": keep, **AUGMENTATIONS[options.augmentation]}
+    rows = {
+        name: [kind(image, np.random.default_rng([options.seed, i])) for i, image in enumerate(images)]
+        for name, kind in kinds.items()
+    }
+    save_image(contact_sheet(rows), options.output)
     return 0
 
 
@@ -116,32 +112,24 @@ def _synthesize(options: argparse.Namespace) -> int:
 
     from trocr_jax.datasets.synthetic import synthetic_lines, write_archive
 
-    try:
-        chosen = {} if options.fonts is None else {"fonts": options.fonts}
-        lines = synthetic_lines(
-            options.texts,
-            num_lines=options.lines,
-            backgrounds=options.backgrounds,
-            seed=options.seed,
-            most_characters=options.max_characters,
-            **chosen,
-        )
-        watched = tqdm(lines, total=len(lines), unit="line", file=sys.stderr, disable=not sys.stderr.isatty())
-        write_archive(watched, options.output)
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    chosen = {} if options.fonts is None else {"fonts": options.fonts}
+    lines = synthetic_lines(
+        options.texts,
+        num_lines=options.lines,
+        backgrounds=options.backgrounds,
+        seed=options.seed,
+        most_characters=options.max_characters,
+        **chosen,
+    )
+    watched = tqdm(lines, total=len(lines), unit="line", file=sys.stderr, disable=not sys.stderr.isatty())
+    write_archive(watched, options.output)
     print(f"{options.output}: {len(lines)} lines in {len(lines.faces)} fonts")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    try:
-        opened = {path: open_dataset(path, format=options.data_format) for path in options.paths}
-        found, is_wrong = _findings(options, opened)
-    except (ValueError, OSError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    opened = {path: open_dataset(path, format=options.data_format) for path in options.paths}
+    found, is_wrong = _findings(options, opened)
     print("\n".join(found))
     return 1 if is_wrong else 0
 

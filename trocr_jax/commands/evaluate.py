@@ -83,27 +83,21 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    try:
-        examples = open_dataset(options.data, format=options.data_format)[: options.limit]
-        train = [
-            example.text for path in options.train or () for example in open_dataset(path, format=options.data_format)
-        ]
-        for path in (options.output, options.html):
-            if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
-                raise FileNotFoundError(f"there is no folder to write {path} to")
-        report = _report(options, examples, train if options.train else None)
-        print("\n".join(to_lines(report, options.data)))
-        if options.output is not None:
-            from trocr_jax.config import write_json
+    examples = open_dataset(options.data, format=options.data_format)[: options.limit]
+    train = [example.text for path in options.train or () for example in open_dataset(path, format=options.data_format)]
+    for path in (options.output, options.html):
+        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder to write {path} to")
+    report = _report(options, examples, train if options.train else None)
+    print("\n".join(to_lines(report, options.data)))
+    if options.output is not None:
+        from trocr_jax.config import write_json
 
-            write_json(options.output, report.to_dict())
-        if options.html is not None:
-            from trocr_jax.evaluation.html import write_html
+        write_json(options.output, report.to_dict())
+    if options.html is not None:
+        from trocr_jax.evaluation.html import write_html
 
-            write_html(report, options.html, worst=options.worst)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+        write_html(report, options.html, worst=options.worst)
     for _, reason in report.unreadable:
         print(f"trocr-jax: {reason}", file=sys.stderr)
     return 1 if report.unreadable else 0

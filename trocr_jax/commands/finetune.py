@@ -110,17 +110,13 @@ def _add_course(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    try:
-        train, validation = (
-            [line for path in paths for line in open_dataset(path, format=options.data_format)]
-            for paths in (options.train, options.val)
-        )
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            result = _fit(options, train, validation)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    train, validation = (
+        [line for path in paths for line in open_dataset(path, format=options.data_format)]
+        for paths in (options.train, options.val)
+    )
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        result = _fit(options, train, validation)
     print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     return 0
 

@@ -155,22 +155,16 @@ def constraint_of(options: argparse.Namespace) -> dict[str, Constraint]:
 
 
 def _read(options: argparse.Namespace) -> int:
-    try:
-        paths, count = find_images(options.paths)
-        if count == 0:
-            raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
-        _check_output(options)
-        if options.output is not None:
-            return _read_to_file(options, paths, count)
-        is_alone = options.format == "text" and count == 1
-        numbered = share(paths, options.shard or (0, 1))
-        results, count = _results(options, numbered if count is None else list(numbered))
-        return report(results, count, printer(FORMATS["plain" if is_alone else options.format]), _overlays(options))
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(f"trocr-jax: {error}", file=sys.stderr)
-        return 2
+    paths, count = find_images(options.paths)
+    if count == 0:
+        raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
+    _check_output(options)
+    if options.output is not None:
+        return _read_to_file(options, paths, count)
+    is_alone = options.format == "text" and count == 1
+    numbered = share(paths, options.shard or (0, 1))
+    results, count = _results(options, numbered if count is None else list(numbered))
+    return report(results, count, printer(FORMATS["plain" if is_alone else options.format]), _overlays(options))
 
 
 def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int | None) -> int:
