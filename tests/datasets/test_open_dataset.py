@@ -143,7 +143,7 @@ def test_where_no_format_fits_each_says_why(tmp_path):
 
 def test_a_list_that_may_be_two_things_is_not_guessed(tmp_path):
     write(tmp_path, {"l.txt": "a.png\tx\n", "a.png": grey(3), "image/a.png": grey(9)})
-    with pytest.raises(ValueError, match="may be unilm or tsv: pass format="):
+    with pytest.raises(ValueError, match="may be unilm or tsv: say which"):
         open_dataset(tmp_path / "l.txt")
     assert np.asarray(open_dataset(tmp_path / "l.txt", format="unilm")[0].open()).max() == 9
 

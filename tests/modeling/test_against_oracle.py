@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.twins import SWITCHES, Twin, default_twin, make_twin, switched
-from trocr_jax.modeling.model import apply
+from tests.twins import SWITCHES, Twin, config_dict, default_twin, make_twin, switched
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images, prepare
+from trocr_jax.modeling.policy import get_policy
 from trocr_jax.models import VisionEncoderDecoderModel
 
 # Weights of this size keep activations near 1, where the tolerances mean what they say.
@@ -152,3 +153,16 @@ def test_tied_head_shares_the_embedding_in_memory():
     _, params = default_twin().prepared("float32")
     decoder = params["decoder"]
     assert decoder["output_projection"]["kernel"] is decoder["embed_tokens"]["embedding"]
+
+
+def test_large_images_are_encoded_one_after_the_other_as_together():
+    twin = make_twin(config_dict(encoder={"image_size": [160, 128], "initializer_range": 0.1}), 0)  # 321 tokens
+    model, params = prepare(twin.params, VisionEncoderDecoder(twin.config, get_policy("float32")), platform="cpu")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 3, 160, 128)).astype(np.float32)
+    together = apply(model, params, pixels, method="encode", output_hidden_states=True, output_attentions=True)
+
+    def one_by_one(params, pixels):
+        return encode_images(model, params, pixels, method="encode", output_hidden_states=True, output_attentions=True)
+
+    assert "scan[" in str(jax.make_jaxpr(one_by_one)(params, pixels))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), one_by_one(params, pixels), together)

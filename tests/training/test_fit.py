@@ -106,6 +106,8 @@ def test_a_training_that_is_there_is_not_written_over(folder):
         again(folder, examples(TEXTS[:4]))
     with pytest.raises(ValueError, match=r"augmentation \(was 'shift', is None\)"):
         again(folder, augment=None)
+    with pytest.raises(ValueError, match="model and labels"):
+        again(folder, label_format="hf")
 
 
 def test_a_model_that_is_there_is_not_written_over(ocr, tmp_path):
@@ -134,6 +136,17 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path
     assert "epochs" in complaint(epochs=3)
     assert "none is left" in complaint(train=examples(["0" * 200]))
     assert not (tmp_path / "out").exists()
+
+
+def test_where_memory_ends_it_says_what_helps_and_other_settings_may_follow(ocr, tmp_path, monkeypatch):
+    def step(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(Plan, "step", lambda _: step)
+    with pytest.raises(MemoryError, match="lower batch_size"):
+        fit(ocr, examples(), examples(), tmp_path / "out", max_steps=2)
+    with pytest.raises(MemoryError, match="lower batch_size"):
+        fit(ocr, examples(), examples(), tmp_path / "out", max_steps=2, batch_size=4)
 
 
 def test_lines_over_length_are_left_out_with_a_warning(ocr, tmp_path):
@@ -188,6 +201,10 @@ class TestBatches:
         [batch] = self.batches(ocr, [*examples(["a"]), Example("line 9", "x", broken)]).stream(0, 1)
         assert sorted(batch.labels.sum(axis=1)) == [-200, 1]
         assert [str(error) for error in batch.unread] == ["line 9 is damaged"]
+        lines = [*examples(["a", "b"]), Example("line 9", "x", broken)]
+        batches = list(self.batches(ocr, lines, batch_size=1).stream(0, 9))
+        assert sum(bool(batch.unread) for batch in batches) == 3
+        assert all((batch.labels == -100).all() == bool(batch.unread) for batch in batches)
         with pytest.raises(ImageError, match="line 9"):
             list(self.batches(ocr, [Example("line 9", "x", broken)]).stream(0, 1))
 

@@ -172,17 +172,22 @@ def test_accumulation_is_one_big_batch(twin, optimizer, plain_step):
         make_train_step(model_of(twin), optimizer, accumulate=3)(create_state(twin.params, optimizer), pixels, labels)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(twin, optimizer, plain_step):
+def test_a_step_that_is_not_finite_or_has_no_label_is_skipped_and_counted(twin, optimizer, plain_step):
     pixels, labels = batch(twin)
     state, _ = plain_step(create_state(twin.params, optimizer), pixels, labels)
     before = jax.tree.map(np.array, (state.trainable, state.opt_state))
     state, found = plain_step(state, np.full_like(pixels, np.nan), labels)
-    assert not found.is_finite
+    assert not found.is_updated
     assert (int(state.step), int(state.num_skipped)) == (2, 1)
     jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.opt_state), before)
+    # Neither Adam's momentum nor decay moves weights where there is nothing to learn.
+    state, found = plain_step(state, pixels, np.full_like(labels, -100))
+    assert not found.is_updated
+    assert found.loss == 0
+    jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.opt_state), before)
     state, found = plain_step(state, pixels, labels)
-    assert found.is_finite
-    assert (int(state.step), int(state.num_skipped)) == (3, 1)
+    assert found.is_updated
+    assert (int(state.step), int(state.num_skipped)) == (4, 2)
     assert not np.array_equal(
         state.trainable["decoder/embed_tokens/embedding"], before[0]["decoder/embed_tokens/embedding"]
     )

@@ -68,6 +68,7 @@ def _add_show(actions: Any) -> None:
         description="Draws a contact sheet: some of a dataset's lines, a row for each kind of change.",
     )
     show.add_argument("path", metavar="PATH", help="the dataset, as for `trocr-jax data check`")
+    show.add_argument("--data-format", choices=tuple(FORMATS), help="the format (default: told by what is there)")
     show.add_argument("--output", required=True, metavar="FILE.png", help="the picture to write")
     show.add_argument(
         "--augmentation", choices=tuple(AUGMENTATIONS), default="da2", help="whose kinds to show (default: da2)"
@@ -97,7 +98,7 @@ def _add_synthesize(actions: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    images = [example.open() for example in open_dataset(options.path)[: options.lines]]
+    images = [example.open() for example in open_dataset(options.path, format=options.data_format)[: options.lines]]
     kinds = {"(as it is)": keep, **AUGMENTATIONS[options.augmentation]}
     rows = {
         name: [kind(image, np.random.default_rng([options.seed, i])) for i, image in enumerate(images)]

@@ -157,5 +157,8 @@ def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[st
     if result.best_step == 0:
         told.append("no step read them better than the model that was started from; try a lower --learning-rate")
     if result.num_skipped:
-        told.append(f"{result.num_skipped} steps had gradients that were not finite, and changed nothing")
+        told.append(
+            f"{result.num_skipped} steps changed nothing: their gradients were not finite, or none of their images "
+            "could be read"
+        )
     return told

@@ -109,7 +109,7 @@ def _detect(files: Files, name: str) -> tuple[Format, str]:
             reasons[kind] = str(error)
     fitting = [kind for kind, reason in reasons.items() if reason is None]
     if len(fitting) > 1:
-        raise ValueError(f"{files.where(name)} may be {' or '.join(fitting)}: pass format=")
+        raise ValueError(f"{files.where(name)} may be {' or '.join(fitting)}: say which (format=, --data-format)")
     if not fitting:
         grouped: dict[str | None, list[str]] = {}
         for kind, reason in reasons.items():

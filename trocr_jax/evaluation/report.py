@@ -7,8 +7,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from trocr_jax.datasets.example import Example
 from trocr_jax.evaluation.metrics import (
     PROTOCOLS,
@@ -19,7 +17,7 @@ from trocr_jax.evaluation.metrics import (
     estimate,
 )
 from trocr_jax.evaluation.normalization import Normalization
-from trocr_jax.processing.image import ImageError
+from trocr_jax.evaluation.reading import read_examples
 from trocr_jax.recognizer import TrOCR
 from trocr_jax.version import __version__
 
@@ -27,7 +25,6 @@ SCHEMA_VERSION = 1
 # Lengths of references, in characters, that `by_length` begins a new group at.
 LENGTHS = (0, 11, 21, 41, 81)
 MOST_CONFUSIONS = 50
-READ_AHEAD = 7  # batches: images of like width share one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,27 +166,12 @@ def _read(
     batch_size: int | None,
     options: Mapping[str, Any],
 ) -> tuple[list[Compared], list[tuple[str, str]]]:
-    opened: list[Example] = []
-    unreadable: list[tuple[str, str]] = []
-
-    def images() -> Iterator[Image.Image]:
-        for example in examples:
-            try:
-                image = example.open()
-            except ImageError as error:
-                unreadable.append((example.name, str(error)))
-                continue
-            opened.append(example)
-            yield image
-
+    lines, unread = read_examples(ocr, examples, batch_size=batch_size, **options)
     compared = []
-    for i, line in enumerate(ocr.stream(images(), batch_size=batch_size, read_ahead=READ_AHEAD, **options)):
-        example = opened[i]
+    for example, line in lines:
         edits = character_edits([normalization(line.text)], [normalization(example.text)])[0, 0]
         compared.append(Compared(example, line.text, int(edits), line.confidence, line.is_truncated))
-    if not compared:
-        reason = f", the first because {unreadable[0][1]}" if unreadable else ": there are none"
-        raise ValueError(f"none of {len(unreadable)} images could be read{reason}")
+    unreadable = [(example.name, str(error)) for example, error in unread]
     if not any(line.example.text.split() for line in compared):
         raise ValueError(f"the texts of all {len(compared)} lines are empty: there is nothing to compare with")
     return compared, unreadable

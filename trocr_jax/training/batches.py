@@ -58,8 +58,9 @@ class Batches:
     def stream(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps `first_step` up to but not `last_step`; no thread is left when it ends or is closed.
 
-        Raises ImageError where not one image of a batch can be read.
+        Raises ImageError where as many images as there are examples, one after the other, cannot be read.
         """
+        num_unread = 0
         opening: collections.deque[list[tuple[int, Future[np.ndarray]]]] = collections.deque()
         pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "trocr_jax")
         try:
@@ -69,7 +70,11 @@ class Batches:
                 if step >= first_step + READ_AHEAD or step >= last_step:
                     if not opening:
                         return
-                    yield self._batch(opening.popleft())
+                    batch = self._batch(opening.popleft())
+                    num_unread = num_unread + len(batch.unread) if len(batch.unread) == self.batch_size else 0
+                    if num_unread >= len(self.examples):
+                        raise batch.unread[0]
+                    yield batch
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -94,8 +99,6 @@ class Batches:
                 levels.append(None)
                 unread.append(error)
                 labels[row] = IGNORED_LABEL
-        if len(unread) == len(opening):
-            raise unread[0]
         processor = self.image_processor
         black = np.zeros((*(processor.crop_size if processor.do_center_crop else processor.size), 3), np.uint8)
         return Batch(np.stack([black if level is None else level for level in levels]), labels, tuple(unread))

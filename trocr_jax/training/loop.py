@@ -25,12 +25,12 @@ from trocr_jax.sharding import shard_batch
 from trocr_jax.training.checkpoints import Checkpoints, Progress
 from trocr_jax.training.history import History, draw_curves
 from trocr_jax.training.lora import save_adapters
-from trocr_jax.training.plan import Plan
+from trocr_jax.training.plan import CHECKPOINTS, Plan
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import StepMetrics, TrainState
 from trocr_jax.training.validation import validate
 
-LOG_NAME, CURVES_NAME, CHECKPOINTS, ADAPTERS_NAME = "log.csv", "curves.png", "checkpoints", "adapters.safetensors"
+LOG_NAME, CURVES_NAME, ADAPTERS_NAME = "log.csv", "curves.png", "adapters.safetensors"
 LOG_EVERY = 10
 
 
@@ -39,7 +39,7 @@ class FitResult:
     """What a training gave: the recogniser with the best weights, and CERs of the validation lines.
 
     `first_cer` is the CER before training; the best weights were those behind step `best_step`, 0 if none was better.
-    Of `num_steps` steps, `num_skipped` were not finite and changed nothing.
+    Of `num_steps` steps, `num_skipped` changed nothing: they were not finite, or without a label.
     """
 
     ocr: TrOCR
@@ -79,7 +79,8 @@ def fit(
 
     Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
     warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
-    FileExistsError where `output` holds a model, or a training and `resume` is not asked for.
+    FileExistsError where `output` holds a model, or a training with a checkpoint and `resume` is not asked for.
+    MemoryError says what takes less.
     """
     plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment)
     step, state = plan.step(), plan.first_state()
@@ -87,7 +88,14 @@ def fit(
     with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
         state, progress = checkpoints.latest(state) or (state, Progress())
         history = History(plan.folder / LOG_NAME, last_step=progress.step if progress.step else -1)
-        state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
+        try:
+            state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                "the device has no memory for this training: lower batch_size, raise accumulate, or set remat"
+            ) from error
     draw_curves(history.rows, plan.folder / CURVES_NAME)
     best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
     return FitResult.of(best, progress, int(state.num_skipped))
@@ -164,7 +172,7 @@ class _Loop:
         seconds, batches = time.perf_counter() - self._start, self._plan.batches
         rows: list[dict[str, float]] = []
         for step, metrics in enumerate(pending, number - len(pending) + 1):
-            updates = step - int(metrics.num_skipped) - (1 if metrics.is_finite else 0)
+            updates = step - int(metrics.num_skipped) - (1 if metrics.is_updated else 0)
             rows.append(
                 {
                     "step": step,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import warnings
@@ -33,7 +34,7 @@ from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
 
 # Below the output folder, beside the model.
-FOLDER, SETTINGS_NAME = "training", "settings.json"
+FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
         labels = pad_labels(rows, encoder.padded_length(rows))
         plan = cls(
             ocr,
-            _long_enough(ocr, max(map(len, rows)) + 1),
+            _long_enough(ocr, _longest([*rows, *encoder.encode(line.text for line in validation)], encoder) + 1),
             Batches(kept, labels, image_processor, settings.batch_size, settings.seed, augment),
             validation,
             check_output(output),
@@ -94,17 +95,21 @@ class Plan:
         return self.output / FOLDER
 
     def claim(self, *, resume: bool) -> None:
-        """Writes down what is about to be trained, or finds that it is what was; errors as `fit` raises them."""
+        """Writes down what is about to be trained, or finds that it is what was; errors as `fit` raises them.
+
+        A training without a checkpoint has nothing to lose: it may be started anew, with other settings.
+        """
         path, augment = self.folder / SETTINGS_NAME, self.batches.augment
         identity = {
             **dataclasses.asdict(self.settings),
+            "model and labels": self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
             "augmentation": None if augment is None else _name_of(augment),
         }
-        if not path.exists():
-            if (self.output / "config.json").exists():
-                raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
+        if not path.exists() and (self.output / "config.json").exists():
+            raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
+        if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
             return
@@ -118,6 +123,13 @@ class Plan:
                 f"{self.output} holds a training that differs in {told}; resume with what it was started with, or "
                 "train its model further in another folder"
             )
+
+    def _fingerprint(self) -> str:
+        """A hash of what the weights belong to and how they are trained: architecture, precision, start and labels."""
+        model = self.ocr.config.to_dict(), self.ocr.model.policy.name, self.start_token_id
+        digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+        digest.update(self.batches.labels.tobytes())
+        return digest.hexdigest()[:16]
 
     def schedule(self) -> Schedule:
         """The learning rate of each update."""
@@ -185,6 +197,10 @@ def _within_length(train: Sequence[Example], encoder: TextEncoder) -> tuple[Sequ
     return [train[i] for i in kept], [rows[i] for i in kept]
 
 
+def _longest(rows: Sequence[Sequence[int]], encoder: TextEncoder) -> int:
+    return min(max(map(len, rows)), encoder.max_length)
+
+
 def _long_enough(ocr: TrOCR, length: int) -> GenerationConfig:
     """The model's generation settings, under which texts of `length` tokens, start included, are not cut."""
     settings, positions = ocr.generation_config, ocr.config.decoder.max_position_embeddings
@@ -194,10 +210,10 @@ def _long_enough(ocr: TrOCR, length: int) -> GenerationConfig:
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
-    """The number of lines and a hash of their names and texts."""
+    """The number of lines and a hash of their texts and names, wherever their folder lies."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.name}\0{example.text}\0".encode(errors="surrogatepass"))
+        digest.update(f"{os.path.basename(example.name)}\0{example.text}\0".encode(errors="surrogatepass"))
     return f"{len(examples)} lines, {digest.hexdigest()[:16]}"
 
 

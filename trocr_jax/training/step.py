@@ -39,7 +39,8 @@ class TrainState:
     opt_state: Any  # the optimizer's, of the trainable ones alone
     ema: Flat | None  # a moving average of `trainable`, where one is kept
     key: Array  # dropout's; each step folds its number in
-    num_skipped: Array  # int32 [], steps whose loss or gradients were not finite, which changed no weight
+    # int32 [], steps that changed no weight: their loss or gradients were not finite, or they had no label to learn
+    num_skipped: Array
     lora_scale: float = flax.struct.field(pytree_node=False, default=1.0)
 
     @property
@@ -64,7 +65,7 @@ class StepMetrics:
     loss: Array  # mean over the batch's tokens
     grad_norm: Array  # global, before clipping
     num_tokens: Array  # that the loss counts
-    is_finite: Array  # bool, whether weights were updated
+    is_updated: Array  # bool, whether weights were updated
     num_skipped: Array  # steps that were not, this one included
 
 
@@ -157,7 +158,8 @@ def make_train_step(
 
     It computes as the model's policy says, from float32 master weights, and gives the old state's buffers away. With
     `accumulate` A, gradients of A parts of the batch are added up one after another, which is the gradient of the
-    whole; A must divide B. A step whose loss or gradients are not finite changes no weight and is counted. The moving
+    whole; A must divide B. A step whose loss or gradients are not finite, or that has no label, changes
+    no weight and is counted. The moving
     average has decay `ema_decay`, less in the first steps: (1 + t) / (10 + t).
     """
     if accumulate < 1:
@@ -173,17 +175,17 @@ def make_train_step(
         num_tokens = jnp.sum(labels != IGNORED_LABEL)
         value, grads = _gradients(loss, state, pixel_values, labels, num_tokens, accumulate=accumulate)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
-        is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        state = _updated(state, optimizer, grads, is_finite, ema_decay)
-        return state, StepMetrics(value, norm, num_tokens, is_finite, state.num_skipped)
+        is_sound = jnp.isfinite(value) & jnp.isfinite(norm) & (num_tokens > 0)
+        state = _updated(state, optimizer, grads, is_sound, ema_decay)
+        return state, StepMetrics(value, norm, num_tokens, is_sound, state.num_skipped)
 
     return step
 
 
 def _updated(
-    state: TrainState, optimizer: optax.GradientTransformation, grads: Flat, is_finite: Array, ema_decay: float | None
+    state: TrainState, optimizer: optax.GradientTransformation, grads: Flat, is_sound: Array, ema_decay: float | None
 ) -> TrainState:
-    """The next state: with new weights if all is finite, else with the old ones and one more skipped step."""
+    """The next state: with new weights if all is sound, else with the old ones and one more skipped step."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     ema = state.ema
@@ -192,13 +194,13 @@ def _updated(
         decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), ema, trainable)
     new, old = (trainable, opt_state, ema), (state.trainable, state.opt_state, state.ema)
-    trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
+    trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(is_sound, a, b), new, old)
     return state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         trainable=trainable,
         opt_state=opt_state,
         ema=ema,
-        num_skipped=state.num_skipped + ~is_finite,
+        num_skipped=state.num_skipped + ~is_sound,
     )
 
 

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-
-from PIL import Image
+from collections.abc import Sequence
 
 from trocr_jax.datasets.example import Example
 from trocr_jax.evaluation.metrics import character_error_rate
-from trocr_jax.processing.image import ImageError
+from trocr_jax.evaluation.reading import read_examples
 from trocr_jax.recognizer import TrOCR
 
 
-def validate(ocr: TrOCR, examples: Sequence[Example], *, batch_size: int | None = None, num_beams: int = 1) -> float:
+def validate(ocr: TrOCR, examples: Sequence[Example], *, num_beams: int = 1) -> float:
     """CER of all examples whose images can be read; a warning tells of others.
 
-    Raises ImageError where there is not one.
+    Raises ValueError where there is not one.
     """
-    references: list[str] = []
-    unread: list[ImageError] = []
-
-    def images() -> Iterator[Image.Image]:
-        for example in examples:
-            try:
-                image = example.open()
-            except ImageError as error:
-                unread.append(error)
-                continue
-            references.append(example.text)
-            yield image
-
-    texts = [line.text for line in ocr.stream(images(), batch_size=batch_size, read_ahead=7, num_beams=num_beams)]
-    if not texts:
-        raise unread[0]
-    if unread:
-        warnings.warn(f"validation without {len(unread)} lines, the first of which: {unread[0]}", stacklevel=2)
-    return character_error_rate(texts, references)
+    lines, unreadable = read_examples(ocr, examples, num_beams=num_beams)
+    if unreadable:
+        told = f"validation without {len(unreadable)} lines, the first of which: {unreadable[0][1]}"
+        warnings.warn(told, stacklevel=2)
+    return character_error_rate([line.text for _, line in lines], [example.text for example, _ in lines])
