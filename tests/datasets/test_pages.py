@@ -116,6 +116,20 @@ def test_page_xml(tmp_path):
         assert lines[1].name.endswith("one.xml#l2")
 
 
+def test_lines_of_columns_side_by_side_have_the_spacing_of_their_own(tmp_path):
+    lines = [
+        f'<TextLine id="c{column}r{row}"><Baseline points="{x},{y} {x + 35},{y}"/>'
+        f"<TextEquiv><Unicode>c{column}r{row}</Unicode></TextEquiv></TextLine>"
+        for column, x in enumerate((5, 55))
+        for row in range(3)
+        for y in (18 + 20 * row + 3 * column,)
+    ]
+    content = f'<PcGts><Page imageFilename="page.png" imageWidth="100" imageHeight="80">{"".join(lines)}</Page></PcGts>'
+    write(tmp_path, {"one.xml": content, "page.png": Image.new("L", (100, 80), 255)})
+    # 15 up and 5 down of 20, as where there is one column.
+    assert {line.open().size for line in open_dataset(tmp_path / "one.xml")} == {(36, 21)}
+
+
 def test_a_page_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_path):
     folder = write(tmp_path, {"one.xml": PAGE, "page.png": page().resize((200, 120), Image.Resampling.NEAREST)})
     assert open_dataset(folder / "one.xml")[0].open().size == (79, 19)

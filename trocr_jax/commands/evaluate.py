@@ -9,17 +9,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import add_search, constraint_of, positive
-from trocr_jax.datasets import FORMATS, Example, open_dataset
+from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
 
 if TYPE_CHECKING:
     from trocr_jax.evaluation.report import Report, Score
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Reads lines whose texts are known and prints error rates with their 95 % intervals.
 
-DATA is a list of paths and texts (tsv, csv, jsonl, unilm's gt.txt), a folder with labels.tsv or the like, a folder of
-IAM or SROIE, or PAGE-XML or ALTO files; or any of these inside a zip archive, which is not unpacked: lines.zip/test.
-"""
+{formats.DESCRIPTION}"""
 EXAMPLES = """\
 examples:
   trocr-jax evaluate --data lines.zip/test --html worst.html

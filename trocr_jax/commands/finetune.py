@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import positive
-from trocr_jax.datasets import FORMATS, Example, open_dataset
+from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
 
 if TYPE_CHECKING:
     from trocr_jax.datasets.augmentation import Augmentation
     from trocr_jax.training import FitResult
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Trains a model on lines with known texts and keeps the weights that read the validation lines best.
 
-DATA is a list of paths and texts (tsv, csv, jsonl, unilm's gt.txt), a folder with labels.tsv or the like, a folder of
-IAM or SROIE, or PAGE-XML or ALTO files; or any of these inside a zip archive, which is not unpacked: lines.zip/train.
+{formats.DESCRIPTION}
 DIR is then a model like any other, and may be read with while training goes on. DIR/training holds the log, its curves
 and checkpoints, from which --resume goes on after an interruption.
 """

@@ -22,6 +22,11 @@ from trocr_jax.datasets.lists import (
 from trocr_jax.datasets.pages import misfit_alto, misfit_page, read_alto, read_page
 from trocr_jax.datasets.sroie import misfit_sroie, read_sroie
 
+# What `open_dataset` opens, for people.
+DESCRIPTION = """\
+DATA is a list of paths and texts (tsv, csv, jsonl, unilm's gt.txt), a folder with labels.tsv or the like, a folder of
+IAM or SROIE, or PAGE-XML or ALTO files; or any of these inside a zip archive, which is not unpacked: lines.zip/train.
+"""
 # The lists that a folder is opened by.
 INDEX_NAMES = (
     "labels.tsv", "labels.csv", "labels.jsonl", "metadata.tsv", "metadata.csv", "metadata.jsonl", "gt.txt"

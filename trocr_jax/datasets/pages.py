@@ -133,9 +133,20 @@ def _find_image(files: Files, file: str, image: str) -> str:
 
 
 def _spacing(page: Page) -> float | None:
-    """The usual distance between one baseline and the next, in the file's units; None where there is but one."""
-    heights = sorted(float(np.mean([y for _, y in line.baseline])) for line in page.lines if line.baseline)
-    gaps = [gap for gap in np.diff(heights) if gap > 0]
+    """The usual distance from one baseline to the next below it, in the file's units; None where there is none.
+
+    Only lines that share a part of their width count: those of another column stand at any height.
+    """
+    baselines = [np.asarray(line.baseline) for line in page.lines if line.baseline]
+    gaps = []
+    for upper in baselines:
+        under = [
+            lower[:, 1].mean() - upper[:, 1].mean()
+            for lower in baselines
+            if lower[:, 0].min() < upper[:, 0].max() and upper[:, 0].min() < lower[:, 0].max()
+        ]
+        if below := [gap for gap in under if gap > 0]:
+            gaps.append(min(below))
     return float(np.median(gaps)) if gaps else None
 
 
