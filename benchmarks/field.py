@@ -13,7 +13,7 @@ from benchmarks.contenders.process import ContenderError, Process
 from benchmarks.rounds import Patience, measure, note, share_equal
 from trocr_jax.modeling import policy
 
-POLICIES = [name for name in policy._POLICIES if name != "float64"]
+POLICIES = [name for name in policy.POLICIES if name != "float64"]
 
 
 def policies(names: Sequence[str] = POLICIES) -> list[Contender]:

@@ -49,7 +49,7 @@ FLOAT32 = Policy("float32")
 FLOAT64 = Policy("float64", operand="float64", param_dtype="float64")
 BFLOAT16 = Policy("bfloat16", operand="bfloat16", precision=lax.Precision.DEFAULT)
 
-_POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16)}
+POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16)}
 
 
 def get_policy(dtype: Any) -> Policy:
@@ -61,11 +61,11 @@ def get_policy(dtype: Any) -> Policy:
         dtype = jnp.dtype(dtype).name
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in _POLICIES:
-        raise ValueError(f"dtype {dtype!r} is not known; choose one of {['auto', *_POLICIES]}")
+    if dtype not in POLICIES:
+        raise ValueError(f"dtype {dtype!r} is not known; choose one of {['auto', *POLICIES]}")
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError('dtype "float64" needs 64-bit numbers: call jax.config.update("jax_enable_x64", True) first')
-    return _POLICIES[dtype]
+    return POLICIES[dtype]
 
 
 def prepared(policy: Policy, backend: str | None = None) -> Policy:
