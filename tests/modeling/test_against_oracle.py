@@ -150,7 +150,8 @@ def test_bfloat16_policy_rounds_operands_only():
 
 
 def test_tied_head_shares_the_embedding_in_memory():
-    _, params = default_twin().prepared("float32")
+    twin = default_twin()
+    _, params = prepare(twin.params, VisionEncoderDecoder(twin.config, get_policy("float32")), platform="cuda")
     decoder = params["decoder"]
     assert decoder["output_projection"]["kernel"] is decoder["embed_tokens"]["embedding"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV
 from trocr_jax.modeling.layers import Array, Attention, Dense, Embedding, LayerNorm, Mlp, attend, remat_if
-from trocr_jax.modeling.policy import FLOAT32, Layout, Policy
+from trocr_jax.modeling.policy import FLOAT32, Policy
 
 LAYER_NORM_EPS = 1e-5
 # The reference keeps BART's two unused rows in front of the learned position table.
@@ -143,9 +143,7 @@ class Decoder(nn.Module):
             self.layernorm_embedding = LayerNorm(width, LAYER_NORM_EPS, policy)
         self.layers = [DecoderLayer(config, policy) for _ in range(config.decoder_layers)]
         if not self.is_head_tied:
-            # Prepared heads are [V, E] on every backend, so that a tied one can be the embedding's own buffer.
-            layout: Layout = "out_in" if policy.is_prepared else "in_out"
-            self.output_projection = Dense(width, config.vocab_size, False, policy, layout, std)
+            self.output_projection = Dense(width, config.vocab_size, False, policy, policy.head_layout, std)
         self.dropout = nn.Dropout(config.dropout)
 
     @property

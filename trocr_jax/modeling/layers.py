@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trocr_jax.modeling.policy import FLOAT32, Layout, Policy
+from trocr_jax.modeling.policy import FLOAT32, PANEL, Layout, Policy
 
 Array = jax.Array
 
@@ -26,13 +26,40 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# From here on a product with panels, which copies the rows once a panel, is slower than one with [in, out] weights.
+MANY_ROWS = 48
+
+
+def kernel_shape(in_features: int, features: int, layout: Layout) -> tuple[int, ...]:
+    """The shape of a kernel in a layout."""
+    if layout == "panels":
+        return -(-features // PANEL), in_features, PANEL
+    return (in_features, features) if layout == "in_out" else (features, in_features)
+
+
+def arrange(kernel: Any, layout: Layout, xp: Any) -> Any:
+    """A kernel [in, out] in another layout, by numpy or jax.numpy."""
+    if layout == "panels":
+        padded = xp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % PANEL)))
+        return padded.reshape(kernel.shape[0], -1, PANEL).swapaxes(0, 1)
+    return kernel if layout == "in_out" else kernel.T
+
+
 def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
-    """X [..., in] times kernel ([in, out] or [out, in]) -> [..., out], in the policy's result dtype."""
+    """X [..., in] times a kernel -> [..., out], in the policy's result dtype; panels' padding is part of `out`."""
     rows = x.size // x.shape[-1]
     flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
         flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    y = product("ri,io->ro" if layout == "in_out" else "ri,oi->ro", flat, kernel, policy)
+    if layout == "panels" and rows < MANY_ROWS:
+        y = product("pri,pio->pro", jnp.broadcast_to(flat, (kernel.shape[0], *flat.shape)), kernel, policy)
+        y = y.swapaxes(0, 1).reshape(flat.shape[0], -1)  # [panels, rows, PANEL] -> [rows, out]
+    elif layout == "out_in":
+        y = product("ri,oi->ro", flat, kernel, policy)
+    else:
+        if layout == "panels":  # outside of the loop over tokens, where there is one
+            kernel = kernel.swapaxes(0, 1).reshape(flat.shape[1], -1)  # [panels, in, PANEL] -> [in, out]
+        y = product("ri,io->ro", flat, kernel, policy)
     return y[:rows].reshape(*x.shape[:-1], y.shape[-1])  # [rows, out] -> [..., out]
 
 
@@ -96,14 +123,13 @@ class Dense(nn.Module):
     init_std: float = 0.02
 
     def setup(self) -> None:
-        shape = (self.in_features, self.features)
-        shape = shape if self.layout == "in_out" else shape[::-1]
+        shape = kernel_shape(self.in_features, self.features, self.layout)
         self.kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, self.policy.param_dtype)
         if self.use_bias:
             self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.policy.param_dtype)
 
     def __call__(self, x: Array) -> Array:
-        y = matmul(x, self.kernel, self.policy, self.layout)
+        y = matmul(x, self.kernel, self.policy, self.layout)[..., : self.features]
         return y + self.bias.astype(y.dtype) if self.use_bias else y
 
 

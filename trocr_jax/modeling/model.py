@@ -21,7 +21,7 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
-from trocr_jax.modeling.layers import Array, Dense
+from trocr_jax.modeling.layers import Array, Dense, arrange
 from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
 from trocr_jax.sharding import MODEL, axis_size, shard_params
 
@@ -151,7 +151,8 @@ def prepare(
     """The model and tree to run: the canonical parameters as a platform (default: JAX's) computes fastest with them.
 
     Queries, keys and values lie in one kernel, kernels in the layout of `Policy`, matrices in the operand dtype and
-    all else in the result dtype; a tied head is the embedding table itself, not a copy where their dtypes agree.
+    all else in the result dtype; a tied head is the embedding table itself, not a copy, where their dtypes and
+    layouts agree.
     On CPU the tree may share memory with numpy arrays given: do not write into those afterwards. On a mesh the tree
     lies as `trocr_jax.sharding` has it; where devices share the weights, it keeps the canonical names and layout.
     """
@@ -168,7 +169,7 @@ def prepare(
         tree = shard_params(tree, mesh)
     elif is_on_host:
         tree = jax.device_put(tree)
-    if "output_projection" not in params["decoder"]:
+    if "output_projection" not in tree["decoder"]:
         embedding = tree["decoder"]["embed_tokens"]["embedding"]  # astype copies nothing where the dtypes agree
         tree["decoder"]["output_projection"] = {"kernel": embedding.astype(policy.operand)}
     return model.clone(policy=policy), tree
@@ -209,7 +210,10 @@ class _Layout:
         kind = self.policy.decoder_layout
         tree = {name: self.plain(branch) for name, branch in params.items() if not name.startswith("layers_")}
         if "output_projection" in params:
-            tree["output_projection"] = self.dense(params["output_projection"], "out_in")
+            tree["output_projection"] = self.dense(params["output_projection"], self.policy.head_layout)
+        elif self.policy.head_layout == "panels":
+            tied = {"kernel": params["embed_tokens"]["embedding"].T}
+            tree["output_projection"] = self.dense(tied, self.policy.head_layout)
         for name in params.keys() - tree.keys():
             layer = dict(params[name])
             tree[name] = {
@@ -231,7 +235,7 @@ class _Layout:
 
     def dense(self, branch: Params, kind: Layout) -> Params:
         kernel = self.cast(branch["kernel"], self.policy.operand)
-        tree = {"kernel": kernel if kind == "in_out" else kernel.T}
+        tree = {"kernel": arrange(kernel, kind, self.xp)}
         return {**tree, "bias": self.cast(branch["bias"], self.policy.result)} if "bias" in branch else tree
 
     def plain(self, branch: Params) -> Params:
