@@ -26,8 +26,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-# From here on a product with panels, which copies the rows once a panel, is slower than one with [in, out] weights.
+# A product with panels copies the rows once a panel. From so many rows or copied numbers on it is slower than one with
+# [in, out] weights.
 MANY_ROWS = 48
+MANY_COPIES = 1 << 24
 
 
 def kernel_shape(in_features: int, features: int, layout: Layout) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
     flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
         flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    if layout == "panels" and rows < MANY_ROWS:
+    if layout == "panels" and rows < MANY_ROWS and kernel.shape[0] * flat.size < MANY_COPIES:
         y = product("pri,pio->pro", jnp.broadcast_to(flat, (kernel.shape[0], *flat.shape)), kernel, policy)
         y = y.swapaxes(0, 1).reshape(flat.shape[0], -1)  # [panels, rows, PANEL] -> [rows, out]
     elif layout == "out_in":
