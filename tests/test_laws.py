@@ -18,7 +18,7 @@ LEVELS = (
     {"alignment", "overlays", "journal", "printing", "opening"},
     {"reading", "datasets"},
     {"recognizer"},
-    {"evaluation", "official_check", "doctor"},
+    {"evaluation", "official_check", "doctor", "demo"},
     {"training"},
     {"commands"},
     {"cli"},
