@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -55,5 +56,6 @@ def _demo(options: argparse.Namespace) -> int:
     reader.warmup()
     page = launch(reader, host=options.host, port=options.port)
     print(f"trocr-jax: open {page.local_url} and end with Ctrl-C", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that uploads are removed
     page.block_thread()
     return 0

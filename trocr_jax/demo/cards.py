@@ -16,12 +16,13 @@ from trocr_jax.results import Recognition, Word
 EMPTY = '<div class="lines"><p class="note">What is read will be here.</p></div>'
 PICTURE_SIZE = (1200, 600)  # pixels, at most
 STYLE = """\
+#lines .html-container, #lines .prose { padding: 0; }
 .lines { display: flex; flex-direction: column; gap: 16px; }
 .lines article { border: 1px solid #8884; border-radius: 8px; padding: 12px 16px; overflow-wrap: anywhere; }
 .lines h3 { margin: 0 0 8px; font-size: 14px; font-weight: 600; }
 .lines img { max-width: 100%; max-height: 240px; border: 1px solid #8884; background: #fff; margin: 0 0 10px; }
-.lines .text { font-size: 22px; line-height: 1.9; }
-.lines .word { color: #111; border-radius: 4px; padding: 2px 6px; margin-right: 4px; white-space: pre-wrap; }
+.lines .text { font-size: 22px; line-height: 1.6; }
+.lines .word { color: #111; border-radius: 4px; padding: 0 6px; margin: 2px 4px 2px 0; display: inline-block; }
 .lines .word small { font-size: 11px; color: #333; margin-left: 5px; }
 .lines p { margin: 6px 0; } .lines .note { font-size: 13px; opacity: .8; }
 .lines ol { margin: 4px 0 0 22px; font-size: 14px; list-style: decimal; } .lines ol span { opacity: .7; }

@@ -20,7 +20,7 @@ from trocr_jax.sources import IMAGE_SUFFIXES
 MAX_UPLOAD = "10mb"  # a file
 MAX_WAITING = 50  # visitors
 UPLOADS_LIVE, UPLOADS_SWEPT = 3600, 600  # seconds
-CANVAS = (900, 160)  # pixels
+CANVAS = (640, 240)  # pixels; wider ones are a thin strip on a phone
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 ABOUT = "# trocr-jax\nReads images of single text lines. Cut one line out of a page, with little room around it."
 PRINTED = " The embedded model is small and knows short printed lines; handwriting takes another model (`--model`)."
@@ -112,7 +112,7 @@ def _sources(folder: pathlib.Path) -> list[tuple[gr.Button, Any, Callable[[Any],
         found.append((gr.Button("Read", variant="primary", elem_id="read-several"), several, _from_paths))
     with gr.Tab("Draw"):
         drawing = gr.Sketchpad(
-            type="pil", canvas_size=CANVAS, fixed_canvas=True, layers=False, transforms=(), buttons=[], height=320,
+            type="pil", canvas_size=CANVAS, fixed_canvas=True, layers=False, transforms=(), buttons=[], height=300,
             brush=gr.Brush(default_size=6, colors=["#000000"], color_mode="fixed"), label="Write a line",
             elem_id="drawing",
         )  # fmt: skip
