@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -40,7 +41,8 @@ def add_demo(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    # Imported only now, so that --help answers at once.
+    _check_address(options.host, options.port or 0)
+    # Imported only now, so that --help and a wrong address answer at once.
     try:
         from trocr_jax.demo.page import launch
     except ImportError as error:
@@ -59,3 +61,12 @@ def _demo(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that uploads are removed
     page.block_thread()
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError where the page cannot be served; found out now, not when the models are there."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, OverflowError) as error:
+        raise OSError(f"port {port} of {host} cannot be had ({error}): choose another with --port or --host") from error

@@ -92,7 +92,7 @@ def _others(result: Recognition) -> str:
         f"<li>{html.escape(text)} <span>{_percent(reading.confidence or 0)}</span></li>"
         for text, reading in texts.items()
     )
-    return f"<p class='note'>Best texts</p><ol>{rows}</ol>"
+    return f"<p class='note'>Best texts, in the search's order, with their probabilities</p><ol>{rows}</ol>"
 
 
 def _picture(image: Image.Image) -> str:
