@@ -28,7 +28,7 @@ def add_demo(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ID_OR_FOLDER",
-        help="hub id or folder, again for each model to choose from (default: the small embedded model)",
+        help="hub id or folder, again for each model to choose from (default: 'embedded model', the small one)",
     )
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="precision, as in `trocr-jax read`"
@@ -66,7 +66,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _check_address(host: str, port: int) -> None:
     """Raises OSError where the page cannot be served; found out now, not when the models are there."""
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     except (OSError, OverflowError) as error:
         raise OSError(f"port {port} of {host} cannot be had ({error}): choose another with --port or --host") from error
