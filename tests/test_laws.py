@@ -10,7 +10,7 @@ import sys
 LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
-    {"version", "replacing"},
+    {"version", "replacing", "findings"},
     {"config", "generation_config", "registry", "compilation_cache", "calibration", "sharding", "sources", "engine"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing", "memory"},
@@ -18,7 +18,7 @@ LEVELS = (
     {"alignment", "overlays", "journal", "printing", "opening"},
     {"reading", "datasets"},
     {"recognizer"},
-    {"evaluation"},
+    {"evaluation", "official_check", "doctor", "demo"},
     {"training"},
     {"commands"},
     {"cli"},

@@ -11,6 +11,8 @@ import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
 from trocr_jax.commands.checkpoints import add_checkpoints
 from trocr_jax.commands.data import add_data
+from trocr_jax.commands.demo import add_demo
+from trocr_jax.commands.doctor import add_doctor
 from trocr_jax.commands.evaluate import add_evaluate
 from trocr_jax.commands.finetune import add_finetune
 from trocr_jax.commands.read import add_read
@@ -53,4 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_calibrate(commands)
     add_finetune(commands)
+    add_doctor(commands)
+    add_demo(commands)
     return parser

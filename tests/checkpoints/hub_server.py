@@ -51,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.tell_kind(*match.groups())
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
             self.describe(*match.groups())
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.send_file(*match.groups())
         else:
             self.answer(404)

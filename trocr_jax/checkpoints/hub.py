@@ -83,6 +83,15 @@ def local_folder(
     return _download(repo_id, options, with_weights=with_weights)
 
 
+def dataset_file(repo_id: str, name: str) -> pathlib.Path:
+    """One file of a dataset on the hub, downloaded or from the cache. Raises OSError saying what is wrong."""
+    import huggingface_hub
+
+    unreachable = f"{name} of {repo_id} is not in the local cache, and the hub cannot be reached"
+    with _explained(repo_id, None, "downloaded", lambda: f"the hub has no dataset {repo_id}", unreachable):
+        return pathlib.Path(huggingface_hub.hf_hub_download(repo_id, name, repo_type="dataset"))
+
+
 def _check_is_model(folder: pathlib.Path, source: str | os.PathLike[str]) -> None:
     has_weights = any((folder / name).is_file() for name in WEIGHT_NAMES)
     if (folder / _ADAPTER_NAME).is_file() and not has_weights:
