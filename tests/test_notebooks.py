@@ -126,12 +126,12 @@ def test_it_runs(path, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 4, 5])
+@pytest.mark.parametrize("number", [1, 5])
 def test_it_runs_without_the_samples(number, tmp_path):
     found = run(NOTEBOOKS[number - 1], tmp_path, "--without-samples")
     assert not warnings(found)
     texts = "".join(output.get("text", "") for output in outputs(found))
-    assert {1: "beam 4", 4: "160 lines", 5: "tensors are equal"}[number] in texts
+    assert {1: "beam 4", 5: "tensors are equal"}[number] in texts
 
 
 @pytest.mark.slow
