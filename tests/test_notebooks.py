@@ -119,19 +119,21 @@ def warnings(path):
 
 @pytest.mark.slow
 @each_notebook
-def test_it_runs(path, tmp_path):
-    found = run(path, tmp_path)
+def test_it_runs_where_the_package_alone_is(path, tmp_path):
+    found = run(path, tmp_path, "--without-samples")
     assert kinds(found) == kinds(path), "run it anew: python notebooks/run.py"
     assert not warnings(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 5])
-def test_it_runs_without_the_samples(number, tmp_path):
-    found = run(NOTEBOOKS[number - 1], tmp_path, "--without-samples")
+def test_reading_the_samples_gives_what_is_stored(tmp_path):
+    found = run(NOTEBOOKS[0], tmp_path)
     assert not warnings(found)
-    texts = "".join(output.get("text", "") for output in outputs(found))
-    assert {1: "beam 4", 5: "tensors are equal"}[number] in texts
+    texts, stored = ([output.get("text") for output in outputs(path)] for path in (found, NOTEBOOKS[0]))
+    # Confidences differ in their last digits from machine to machine.
+    assert [re.findall("[A-Z]{4,}", text or "") for text in texts] == [
+        re.findall("[A-Z]{4,}", text or "") for text in stored
+    ]
 
 
 @pytest.mark.slow
