@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
 from trocr_jax.commands.checkpoints import add_checkpoints
+from trocr_jax.commands.completion import add_completion
 from trocr_jax.commands.data import add_data
 from trocr_jax.commands.evaluate import add_evaluate
 from trocr_jax.commands.finetune import add_finetune
@@ -53,4 +54,5 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_calibrate(commands)
     add_finetune(commands)
+    add_completion(commands, parser)
     return parser
