@@ -21,12 +21,14 @@ import pdoc.docstrings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-# Pages from elsewhere that these link to, and their names in the output.
+# Pages from elsewhere that these link to, and their names in the output. Other files are copied.
 OTHERS = {
     ROOT / "README.md": "readme.html",
     ROOT / "benchmarks" / "NOTES.md": "notes.html",
+    ROOT / "notebooks" / "README.md": "notebooks.html",
     ROOT / "notebooks" / "samples" / "README.md": "samples.html",
 }
+FILES = "files"
 # What the reference describes; everything else may change.
 MODULES = (
     "trocr_jax",
@@ -74,7 +76,8 @@ td {{ vertical-align: top; }} img {{ max-width: 100%; }}
 
 def pages() -> dict[pathlib.Path, str]:
     """Every Markdown page and the name of its rendering."""
-    return {page: f"{page.stem}.html" for page in sorted(DOCS.glob("*.md"))} | OTHERS
+    others = {page: name for page, name in OTHERS.items() if page.is_file()}
+    return {page: f"{page.stem}.html" for page in sorted(DOCS.glob("*.md"))} | others
 
 
 def title_of(page: pathlib.Path) -> str:
@@ -98,8 +101,8 @@ def api_path(module: str) -> str:
     return f"api/{module.replace('.', '/')}.html"
 
 
-def render(page: pathlib.Path, nav: str) -> str:
-    """A page as HTML, its links led to the renderings. Raises ValueError for one that leads elsewhere."""
+def render(page: pathlib.Path, nav: str, output: pathlib.Path) -> str:
+    """A page as HTML, its links led to the renderings, or to copies. Raises ValueError for one that leads elsewhere."""
     names = pages()
 
     def led(match: re.Match[str]) -> str:
@@ -110,9 +113,12 @@ def render(page: pathlib.Path, nav: str) -> str:
         target = (page.parent / path).resolve()
         if target in names:
             return f'{attribute}="{names[target]}{hash_mark}{anchor}"'
-        if target.is_relative_to(DOCS / "images"):
-            return f'{attribute}="images/{target.name}"'
-        raise ValueError(f"{page} links to {link}, which is not rendered")
+        if not (target.is_file() and target.is_relative_to(ROOT)):
+            raise ValueError(f"{page} links to {link}, which is no file of the repository")
+        copy = pathlib.Path(FILES) / target.relative_to(ROOT)
+        (output / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(target, output / copy)
+        return f'{attribute}="{copy.as_posix()}"'
 
     content = markdown2.markdown(page.read_text(encoding="utf-8"), extras=list(EXTRAS))
     content = re.sub(r'\b(href|src)="([^"]*)"', led, content)
@@ -150,8 +156,7 @@ def build(folder: str | os.PathLike[str]) -> None:
     output.mkdir(parents=True)
     nav = navigation()
     for page, name in pages().items():
-        (output / name).write_text(render(page, nav), encoding="utf-8")
-    shutil.copytree(DOCS / "images", output / "images")
+        (output / name).write_text(render(page, nav, output), encoding="utf-8")
     render_reference(output / "api")
 
 
