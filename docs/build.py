@@ -89,8 +89,9 @@ def navigation() -> str:
     """Links to the pages, in the index's order, and to the reference."""
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     links = ['<a href="index.html"><strong>trocr_jax</strong></a>', "<b>Pages</b>"]
-    found = re.findall(r"^\| \[(.*?)\]\((.*?)\.md\)", index, re.MULTILINE)
-    links += [f'<a href="{name}.html">{title}</a>' for title, name in found]
+    names = pages()
+    for title, path in re.findall(r"^\| \[(.*?)\]\((.*?\.md)\)", index, re.MULTILINE):
+        links.append(f'<a href="{names[(DOCS / path).resolve()]}">{title}</a>')
     links.append("<b>Reference</b>")
     links += [f'<a href="{api_path(name)}">{name.removeprefix("trocr_jax.")}</a>' for name in MODULES]
     return "\n".join(links)
