@@ -66,12 +66,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'trocr_jax' has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # to which a name that is not there would be one of any type
 
-    return getattr(importlib.import_module(f"trocr_jax.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'trocr_jax' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(f"trocr_jax.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

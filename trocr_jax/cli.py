@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
 from trocr_jax.commands.checkpoints import add_checkpoints
+from trocr_jax.commands.completion import add_completion
 from trocr_jax.commands.data import add_data
 from trocr_jax.commands.demo import add_demo
 from trocr_jax.commands.doctor import add_doctor
@@ -57,4 +58,5 @@ def _parser() -> argparse.ArgumentParser:
     add_finetune(commands)
     add_doctor(commands)
     add_demo(commands)
+    add_completion(commands, parser)
     return parser
