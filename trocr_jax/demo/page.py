@@ -28,13 +28,8 @@ PRINTED = " The embedded model is small and knows short printed lines; handwriti
 Images = list[tuple[str, Any]]
 
 
-class UploadedImage(gr.Image):
-    """An image whose file is passed on unopened, so that a damaged one gets a message rather than gradio's error."""
-
-    is_template = True  # gradio's own front end goes with it
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def _path_of_upload(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def launch(reader: Reader, *, host: str, port: int | None) -> gr.Blocks:
@@ -98,10 +93,13 @@ def _sources(folder: pathlib.Path) -> list[tuple[gr.Button, Any, Callable[[Any],
     """The tabs: (the button, the component with images, what makes named images of its value) of each."""
     found: list[tuple[gr.Button, Any, Callable[[Any], Images]]] = []
     with gr.Tab("One image"):
-        one = UploadedImage(
+        one = gr.Image(
             type="filepath", sources=["upload", "clipboard", "webcam"], label="Drop or paste a line", height=200,
             buttons=[], elem_id="one",
         )  # fmt: skip
+        # The file is passed on unopened, so that a damaged one gets a message rather than gradio's error. A subclass
+        # would make gradio write a stub file beside this module.
+        one.preprocess = _path_of_upload
         gr.Examples(_draw_examples(folder), one, label="Examples", cache_examples=False, api_visibility="private")
         found.append((gr.Button("Read", variant="primary", elem_id="read-one"), one, _from_path))
     with gr.Tab("Several"):
