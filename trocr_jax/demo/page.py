@@ -160,8 +160,9 @@ def _reading(reader: Reader, to_images: Callable[[Any], Images]) -> Callable[...
         images = to_images(value)
         if not images:
             return cards.message("There is no image yet: drop, paste or draw one, or take an example."), ""
+        chosen: list[Any] = ["" if choice is None else choice for choice in choices]
         try:
-            lines = reader.read(images, Choices(*("" if choice is None else choice for choice in choices)))
+            lines = reader.read(images, Choices(*chosen))
         except (ValueError, MemoryError) as error:
             return cards.message(str(error)), ""
         return cards.to_html(lines), cards.to_text(lines)
