@@ -30,6 +30,7 @@ examples:
   trocr-jax finetune --train lines/train --val lines/val --output mine
   trocr-jax finetune --model microsoft/trocr-base-handwritten --train IAM/gt_train.txt --val IAM/gt_valid.txt \\
       --output iam --batch-size 8 --schedule inverse_sqrt --learning-rate 2e-5 --warmup-steps 500
+  trocr-jax finetune --train lines/train --val lines/val --output mine --add-characters auto
   trocr-jax read --model mine line.png
 """
 # Those that TrainingSettings takes under the same names.
@@ -75,8 +76,20 @@ def add_finetune(commands: Any) -> None:
     add("--seed", type=int, metavar="N", help="of the lines' order and of dropout (default: 0)")
     dtypes = ("auto", "float32", "bfloat16")
     add("--dtype", default="auto", choices=dtypes, help="precision, as in `trocr-jax read`; weights are float32 always")
+    _add_vocabulary(parser)
     _add_optimisation(parser)
     _add_course(parser)
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("vocabulary").add_argument
+    add(
+        "--add-characters",
+        metavar="CHARACTERS",
+        help='characters that get a token each, or "auto": those of the training lines that the tokenizer cannot '
+        "spell, or that it spells in several tokens and that come 10 times or more",
+    )
+    add("--tokenizer", metavar="FOLDER", help="take another tokenizer, from a folder with its files")
 
 
 def _add_optimisation(parser: argparse.ArgumentParser) -> None:
@@ -131,11 +144,26 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
     augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
-    return fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
+    return fit(
+        ocr,
+        train,
+        validation,
+        options.output,
+        augment=augment,
+        resume=options.resume,
+        tokenizer=options.tokenizer,
+        add_characters=options.add_characters,
+        tell=_tell,
+        **settings,
+    )
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"trocr-jax: {message}", file=sys.stderr)
+    _tell(str(message))
+
+
+def _tell(line: str) -> None:
+    print(f"trocr-jax: {line}", file=sys.stderr)
 
 
 def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:

@@ -86,10 +86,11 @@ class Coverage:
         """The coverage of lines' texts."""
         lines, speller = list(lines), Speller(tokenizer)
         found = find_characters((line.name, line.text) for line in lines)
+        rows = tokenizer([line.text for line in lines], add_special_tokens=False).input_ids
         return cls(
             num_lines=len(lines),
             num_characters=sum(len(line.text) for line in lines),
-            num_tokens=sum(speller(line.text).num_tokens for line in lines),
+            num_tokens=sum(map(len, rows)),
             lost={c: where for c, where in found.items() if not speller.can_spell(c)},
             several={c: where for c, where in found.items() if speller.can_spell(c) and speller.num_tokens(c) > 1},
         )
@@ -126,6 +127,6 @@ def find_characters(texts: Iterable[tuple[str, str]]) -> dict[str, Occurrences]:
 
 
 def tell_characters(found: Mapping[str, Occurrences], most: int = NAMED) -> str:
-    """Characters with their code points and how many lines have them."""
-    told = [f"{c!r} U+{ord(c):04X} ({where.num_lines})" for c, where in list(found.items())[:most]]
+    """Characters with their code points and how often they come."""
+    told = [f"{c!r} U+{ord(c):04X} ({where.count})" for c, where in list(found.items())[:most]]
     return ", ".join(told) + (f" and {len(found) - most} more" if len(found) > most else "")

@@ -8,6 +8,7 @@ from trocr_jax.training.lora import LoRA, merge_adapters, save_adapters
 from trocr_jax.training.optimizer import make_optimizer, make_schedule
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import StepMetrics, TrainState, create_state, make_loss, make_train_step
+from trocr_jax.training.vocabulary import extend_vocabulary, replace_tokenizer
 
 __all__ = [
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "create_state",
     "cross_entropy",
     "detect_label_format",
+    "extend_vocabulary",
     "fit",
     "make_loss",
     "make_optimizer",
@@ -29,6 +31,7 @@ __all__ = [
     "make_train_step",
     "merge_adapters",
     "pad_labels",
+    "replace_tokenizer",
     "save_adapters",
     "shift_tokens_right",
     "summed_cross_entropy",

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
 from trocr_jax.opening import to_device
+from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.recognizer import TrOCR
 from trocr_jax.sharding import shard_batch
 from trocr_jax.training.checkpoints import Checkpoints, Progress
@@ -65,6 +66,9 @@ def fit(
     *,
     augment: Augmentation | None = None,
     resume: bool = False,
+    tokenizer: TrOCRTokenizer | str | os.PathLike[str] | None = None,
+    add_characters: str | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Any,
 ) -> FitResult:
     """Trains a copy of the recogniser's weights; `output` then loads with `TrOCR.from_pretrained`.
@@ -77,14 +81,23 @@ def fit(
     its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
     each of which holds the whole weights.
 
+    `tokenizer`, ready or its folder, takes the place of the recogniser's, and `add_characters` get a token each: the
+    characters themselves, or "auto" for those of the training lines that the tokenizer cannot spell, or spells in
+    several tokens and meets 10 times or more (see `vocabulary.py`). What it makes of the lines, before and after, is
+    written to `training/coverage.json`, and each line of a report on it is given to `tell`.
+
     Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
     warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
     FileExistsError where `output` holds a model, or a training with a checkpoint and `resume` is not asked for.
     MemoryError says what takes less.
     """
-    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment)
+    vocabulary = {"tokenizer": tokenizer, "add_characters": add_characters}
+    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment, **vocabulary)
     step, state = plan.step(), plan.first_state()
     plan.claim(resume=resume)
+    if tell is not None:
+        for line in plan.vocabulary.lines():
+            tell(line)
     with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
         state, progress = checkpoints.latest(state) or (state, Progress())
         history = History(plan.folder / LOG_NAME, last_step=progress.step if progress.step else -1)

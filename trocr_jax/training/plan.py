@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -32,9 +33,11 @@ from trocr_jax.training.labels import TextEncoder, pad_labels
 from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
+from trocr_jax.training.vocabulary import EMBEDDING, VocabularyReport, change_vocabulary
 
 # Below the output folder, beside the model.
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
+COVERAGE_NAME = "coverage.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Plan:
     """A training before it starts; `settings` are resolved, `generation_config` is the trained model's."""
 
     ocr: TrOCR
+    vocabulary: VocabularyReport
     generation_config: GenerationConfig
     batches: Batches
     validation: Sequence[Example]
@@ -59,28 +63,26 @@ class Plan:
         settings: TrainingSettings,
         *,
         augment: Augmentation | None,
+        **vocabulary: Any,
     ) -> Plan:
-        """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them."""
-        image_processor, encoder = (
-            ocr.processor.image_processor,
-            TextEncoder.of(ocr, label_format=settings.label_format),
-        )
+        """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them.
+
+        `vocabulary` are `fit`'s options tokenizer and add_characters.
+        """
         if not any(example.text for example in validation):
             raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
+        ocr, report = change_vocabulary(ocr, train, validation, **vocabulary, seed=settings.seed)
+        if report.is_changed:
+            _check_rows_are_trained(settings)
+        encoder = TextEncoder.of(ocr, label_format=settings.label_format)
         kept, rows = _within_length(train, encoder)
-        settings = settings.resolved(len(kept), ocr.config)
-        num_devices = axis_size(ocr.mesh, DATA)
-        unit = settings.accumulate * num_devices
-        if settings.batch_size % unit:
-            raise ValueError(
-                f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
-                f"{num_devices} devices"
-            )
+        settings = _fitting(settings.resolved(len(kept), ocr.config), axis_size(ocr.mesh, DATA))
         labels = pad_labels(rows, encoder.padded_length(rows))
         plan = cls(
             ocr,
+            report,
             _long_enough(ocr, _longest([*rows, *encoder.encode(line.text for line in validation)], encoder) + 1),
-            Batches(kept, labels, image_processor, settings.batch_size, settings.seed, augment),
+            Batches(kept, labels, ocr.processor.image_processor, settings.batch_size, settings.seed, augment),
             validation,
             check_output(output),
             settings,
@@ -106,12 +108,14 @@ class Plan:
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
             "augmentation": None if augment is None else _name_of(augment),
+            "added characters": self.vocabulary.added,
         }
         if not path.exists() and (self.output / "config.json").exists():
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
+            write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
         if not resume:
             raise FileExistsError(f"{self.output} holds a training: resume it, or name another folder")
@@ -174,6 +178,28 @@ class Plan:
             weight_decay=settings.weight_decay,
             not_decayed=settings.not_decayed,
             max_grad_norm=settings.max_grad_norm,
+        )
+
+
+def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
+    """The settings; ValueError where their batches cannot be divided over devices and parts."""
+    unit = settings.accumulate * num_devices
+    if settings.batch_size % unit:
+        raise ValueError(
+            f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
+            f"{num_devices} devices"
+        )
+    return settings
+
+
+def _check_rows_are_trained(settings: TrainingSettings) -> None:
+    """Raises ValueError where new tokens' rows of the embedding would stay what they start as."""
+    lora, frozen = settings.lora, settings.frozen
+    is_adapted = lora is None or re.search(lora.pattern, EMBEDDING)
+    if not is_adapted or (frozen is not None and re.search(frozen, EMBEDDING)):
+        option = f"lora_pattern={lora.pattern!r}" if lora else f"frozen={frozen!r}"
+        raise ValueError(
+            f"{option} leaves {EMBEDDING} as it is, and new tokens would never be learned: let it be trained as well"
         )
 
 
