@@ -27,6 +27,8 @@ def test_mistakes_are_told_in_a_line(capsys, tmp_path):
     assert "nobody/nothing" in complaint(capsys, "--output", output, "--model", "nobody/nothing")
     assert "cannot be divided" in complaint(capsys, "--output", output, "--batch-size", 6, "--accumulate", 4)
     assert "is found in 0" in complaint(capsys, "--output", output, "--freeze", "encodr")
+    assert "holds no tokenizer" in complaint(capsys, "--output", output, "--tokenizer", tmp_path / "nowhere")
+    assert "never be learned" in complaint(capsys, "--output", output, "--add-characters", "ж", "--lora-rank", 4)
     assert not output.exists()
     assert "is a file" in complaint(capsys, "--output", SAMPLES / "date.png")
 

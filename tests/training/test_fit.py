@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from tests.training.small import TEXTS, examples, options, shift, small_ocr, train
+from tests.training.small import TEXTS, divide, examples, options, shift, small_ocr, train
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
@@ -26,11 +26,15 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.training.small"])
 
 
-def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1):
+def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1, **changes):
     """The exit status of a process that trains; -9 if it was killed."""
-    process = CONTEXT.Process(
-        target=train, args=(folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
-    )
+    arguments = (folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
+    return status(train, *arguments, **changes)
+
+
+def status(target, *arguments, **options):
+    """The exit status of a process of its own."""
+    process = CONTEXT.Process(target=target, args=arguments, kwargs=options)
     process.start()
     process.join(300)
     return process.exitcode
@@ -238,12 +242,32 @@ def test_the_same_with_twenty_kills(folder):
     assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
 
 
+def assert_trains_alike(found, expected, num_steps):
+    one, other = rows(expected), rows(found)
+    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        wanted, values = ([float(row[name]) for row in table[1 : num_steps + 1]] for table in (one, other))
+        assert len(values) == num_steps
+        np.testing.assert_allclose(values, wanted, rtol=scale)
+    assert wanted[-1] != wanted[0]
+
+
 @pytest.mark.slow
 def test_eight_devices_train_as_one(folder):
     # While the learning rate grows it is the same, whatever the number of steps.
     assert run(folder, folder / "eight", 12, num_devices=8) == 0
-    one, eight = rows(folder / "whole"), rows(folder / "eight")
-    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
-        expected, found = ([float(row[name]) for row in table[1:11]] for table in (one, eight))
-        np.testing.assert_allclose(found, expected, rtol=scale)
-    assert expected[-1] != expected[0]
+    assert_trains_alike(folder / "eight", folder / "whole", 10)
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_an_eighth_of_the_state_each(folder):
+    assert status(divide, folder / "model", str(folder / "cache"), folder / "none") == 0
+
+
+@pytest.mark.slow
+def test_eight_devices_that_divide_the_weights_train_as_one_and_the_checkpoint_does_not_tell(folder):
+    # Killed on eight devices behind a checkpoint, and resumed on one that holds all.
+    assert run(folder, folder / "divided", 12, num_images=95, num_devices=8, fsdp=True, checkpoint_every=2) == -9
+    steps = [path.name for path in (folder / "divided" / "training" / "checkpoints").iterdir()]
+    assert max(int(name) for name in steps if name.isdigit()) >= 2
+    assert run(folder, folder / "divided", 12, checkpoint_every=2) == 0
+    assert_trains_alike(folder / "divided", folder / "whole", 10)

@@ -37,7 +37,7 @@ examples:
 NAMES = (
     "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm",
     "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
-    "remat", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
+    "remat", "fsdp", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
 )  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
     add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
     add("--remat", action="store_true", default=None, help="compute activations twice, which takes less memory")
+    add("--fsdp", action="store_true", default=None, help="divide weights and optimizer state among the devices")
 
 
 def _add_course(parser: argparse.ArgumentParser) -> None:

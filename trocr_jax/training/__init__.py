@@ -3,6 +3,7 @@
 from trocr_jax.modeling.loss import cross_entropy, shift_tokens_right, summed_cross_entropy
 from trocr_jax.training.batches import Batch, Batches
 from trocr_jax.training.labels import LabelFormat, TextEncoder, detect_label_format, pad_labels
+from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.loop import FitResult, fit
 from trocr_jax.training.lora import LoRA, merge_adapters, save_adapters
 from trocr_jax.training.optimizer import make_optimizer, make_schedule
@@ -16,6 +17,7 @@ __all__ = [
     "FitResult",
     "LabelFormat",
     "LoRA",
+    "StateLayout",
     "StepMetrics",
     "TextEncoder",
     "TrainState",

@@ -22,7 +22,7 @@ from trocr_jax.datasets.example import Example
 from trocr_jax.opening import to_device
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.recognizer import TrOCR
-from trocr_jax.sharding import shard_batch
+from trocr_jax.sharding import fetch, shard_batch
 from trocr_jax.training.checkpoints import Checkpoints, Progress
 from trocr_jax.training.history import History, draw_curves
 from trocr_jax.training.lora import save_adapters
@@ -79,7 +79,7 @@ def fit(
     are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
     image) makes of it, depend on the seed alone. With `resume` a training that was interrupted, or killed, goes on from
     its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
-    each of which holds the whole weights.
+    each of which holds the whole weights and the optimizer's state, or with `fsdp` its part of them.
 
     `tokenizer`, ready or its folder, takes the place of the recogniser's, and `add_characters` get a token each: the
     characters themselves, or "auto" for those of the training lines that the tokenizer cannot spell, or spells in
@@ -203,7 +203,7 @@ class _Loop:
         """Reads the validation lines; weights that read better than all before are saved as the model."""
         plan = self._plan
         # Copies: the next step overwrites the buffers, which on CPU numpy would look at.
-        params = jax.tree.map(np.array, state.averaged_params)
+        params = jax.tree.map(np.array, fetch(state.averaged_params))
         reader = plan.ocr.with_params(params, generation_config=plan.generation_config)
         cer = validate(reader, plan.validation, num_beams=plan.settings.num_beams)
         progress = progress.evaluated(cer)

@@ -16,10 +16,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from trocr_jax.checkpoints.folder import check_output
 from trocr_jax.config import read_json, write_json
 from trocr_jax.datasets.augmentation import Augmentation
@@ -30,6 +26,7 @@ from trocr_jax.recognizer import TrOCR
 from trocr_jax.sharding import DATA, axis_size
 from trocr_jax.training.batches import Batches
 from trocr_jax.training.labels import TextEncoder, pad_labels
+from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
@@ -102,8 +99,10 @@ class Plan:
         A training without a checkpoint has nothing to lose: it may be started anew, with other settings.
         """
         path, augment = self.folder / SETTINGS_NAME, self.batches.augment
+        settings = dataclasses.asdict(self.settings)
+        del settings["fsdp"]  # where things lie changes nothing about them
         identity = {
-            **dataclasses.asdict(self.settings),
+            **settings,
             "model and labels": self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
@@ -144,19 +143,25 @@ class Plan:
             settings.schedule, settings.learning_rate, warmup_steps=settings.warmup_steps, max_steps=settings.max_steps
         )
 
+    @property
+    def layout(self) -> StateLayout | None:
+        """How the state lies on devices; None for one device."""
+        return None if self.ocr.mesh is None else StateLayout(self.ocr.mesh, is_divided=self.settings.fsdp)
+
     def first_state(self) -> TrainState:
-        """The state before the first step, whole on each device."""
-        settings = self.settings
+        """The state before the first step, on the devices."""
+        settings, layout = self.settings, self.layout
+        # Each device gets its part of the weights before anything is made of them, so that none needs to hold all.
+        params = self.ocr.params if layout is None else layout.put(dict(self.ocr.params))
         state = create_state(
-            self.ocr.params,
+            params,
             self._optimizer(),
             seed=settings.seed,
             frozen=settings.frozen,
             lora=settings.lora,
             with_ema=settings.ema_decay is not None,
         )
-        mesh = self.ocr.mesh
-        return state if mesh is None else jax.device_put(state, NamedSharding(mesh, P()))
+        return state if layout is None else layout.put(state)
 
     def step(self) -> Any:
         """The compiled step; see `make_train_step`."""
@@ -169,6 +174,7 @@ class Plan:
             label_smoothing=settings.label_smoothing,
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
+            layout=self.layout,
         )
 
     def _optimizer(self) -> Any:
