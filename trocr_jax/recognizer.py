@@ -111,6 +111,19 @@ class TrOCR(Saved):
         processor = self.processor
         return TrOCR(network, processor if tokenizer is None else processor.with_tokenizer(tokenizer))
 
+    def on(self, mesh: Mesh | None) -> TrOCR:
+        """A recogniser with the same weights on other devices; None for this process's own."""
+        old = self._network
+        network = VisionEncoderDecoderModel(
+            old.config,
+            params=old.params,
+            generation_config=old.generation_config,
+            dtype=old.policy.name,
+            mesh=mesh,
+        )
+        network.source = old.source
+        return TrOCR(network, self.processor, self.calibration)
+
     @property
     def mesh(self) -> Mesh | None:
         """The devices that batches are divided over; None for one device."""

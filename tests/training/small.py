@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.twins import config_dict
-from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, make_mesh
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
 from trocr_jax.sharding import shard_batch
@@ -100,11 +102,28 @@ def assert_divided(state: TrainState) -> None:
     assert sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves) < 0.14 * whole
 
 
+def read(ocr: TrOCR) -> list:
+    """Of one batch, so that several processes make the same calls."""
+    return ocr([line.open() for line in examples()], batch_size=8)
+
+
 def train(
-    model: str, cache: str, output: str, max_steps: int, num_images: int | None, num_devices: int, **changes
+    model: str,
+    cache: str,
+    output: str,
+    max_steps: int,
+    num_images: int | None,
+    num_devices: int,
+    host: tuple[int, int] | None = None,
+    **changes,
 ) -> None:
-    """Trains or resumes; kills its process when so many images were opened, if not None."""
+    """Trains or resumes; kills its process when so many images were opened, if not None.
+
+    With a `host` (port, number) it is one of two processes with so many devices each, and says what it opened.
+    """
     configure(cache, num_devices)
+    if host is not None:
+        jax.distributed.initialize(f"127.0.0.1:{host[0]}", num_processes=2, process_id=host[1])
     opened = []
 
     def counted(example: Example) -> Example:
@@ -116,5 +135,10 @@ def train(
 
         return dataclasses.replace(example, open=image)
 
-    ocr, lines = TrOCR.from_pretrained(model), [counted(example) for example in examples()]
-    fit(ocr, lines, examples(), output, resume=True, **{**options(max_steps), **changes})
+    mesh = None if host is None else make_mesh(jax.devices())
+    ocr, lines = TrOCR.from_pretrained(model, mesh=mesh), [counted(example) for example in examples()]
+    result = fit(ocr, lines, examples(), output, resume=True, **{**options(max_steps), **changes})
+    if host is not None:
+        # What each process opened and found, for the test to compare.
+        found = {"opened": len(opened), "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
+        pathlib.Path(f"{output}-{host[1]}.json").write_text(json.dumps(found))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
+import pathlib
 import random
+import socket
 
 import jax
 import numpy as np
@@ -256,6 +259,41 @@ def test_eight_devices_train_as_one(folder):
     # While the learning rate grows it is the same, whatever the number of steps.
     assert run(folder, folder / "eight", 12, num_devices=8) == 0
     assert_trains_alike(folder / "eight", folder / "whole", 10)
+
+
+def run_two(folder, output, max_steps, num_images=(None, None), **changes):
+    """The exit statuses of two processes with two devices each that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number, count in enumerate(num_images):
+        arguments = (folder / "model", str(folder / f"cache-{number}"), output, max_steps, count, 2, (port, number))
+        processes.append(CONTEXT.Process(target=train, args=arguments, kwargs=changes))
+        processes[-1].start()
+    try:
+        for process in processes:
+            process.join(300)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_as_one(folder, fsdp):
+    output = folder / f"two-{fsdp}"
+    assert run_two(folder, output, 12, fsdp=fsdp) == [0, 0]
+    assert_trains_alike(output, folder / "whole", 10)
+    first, second = (json.loads(pathlib.Path(f"{output}-{number}.json").read_text()) for number in range(2))
+    # Each opened its half of every batch.
+    assert (first.pop("opened"), second.pop("opened")) == (48, 48)
+    assert first == second
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["training"]
+    one = TrOCR.from_pretrained(output)
+    assert [line.text for line in one([line.open() for line in examples()])] == first["texts"]
+    assert character_error_rate(first["texts"], TEXTS) == first["best_cer"]
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import argparse
 import functools
 import logging
 import pathlib
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import positive
@@ -39,6 +40,18 @@ NAMES = (
     "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
     "remat", "fsdp", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
 )  # fmt: skip
+
+
+# Where the launcher knows the other processes.
+DETECTED: Mapping[str, Any] = {}
+
+
+def process_of(text: str) -> Mapping[str, Any]:
+    """HOST:PORT,I/N as `jax.distributed.initialize` takes it."""
+    found = re.fullmatch(r"(.+:\d+),(\d+)/(\d+)", text)
+    if found is None or int(found[2]) >= int(found[3]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT,I/N with I from 0 up to but not N")
+    return {"coordinator_address": found[1], "process_id": int(found[2]), "num_processes": int(found[3])}
 
 
 def add_finetune(commands: Any) -> None:
@@ -76,6 +89,16 @@ def add_finetune(commands: Any) -> None:
     add("--seed", type=int, metavar="N", help="of the lines' order and of dropout (default: 0)")
     dtypes = ("auto", "float32", "bfloat16")
     add("--dtype", default="auto", choices=dtypes, help="precision, as in `trocr-jax read`; weights are float32 always")
+    add(
+        "--distributed",
+        nargs="?",
+        const=DETECTED,
+        type=process_of,
+        metavar="HOST:PORT,I/N",
+        help="train on the devices of N processes: this is process I (0 is the first), the first listens at HOST:PORT. "
+        "Each runs the same command; DIR is a folder that all see. Without a value the processes find each other by "
+        "what Slurm, Open MPI, Kubernetes or a Cloud TPU says",
+    )
     _add_vocabulary(parser)
     _add_optimisation(parser)
     _add_course(parser)
@@ -130,19 +153,33 @@ def _finetune(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         result = _fit(options, train, validation)
-    print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
+    if _is_first():
+        print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     return 0
+
+
+def _is_first() -> bool:
+    """Whether of several processes this is the one that tells what it came to."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
     # Imported only now, so that --help and mistakes in the paths answer at once.
+    import jax
+
     from trocr_jax.compilation_cache import enable_compilation_cache
     from trocr_jax.recognizer import TrOCR
+    from trocr_jax.sharding import make_mesh
     from trocr_jax.training import fit
 
+    if options.distributed is not None:
+        jax.distributed.initialize(**options.distributed)
+    mesh = None if options.distributed is None else make_mesh(jax.devices())
     enable_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
-    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype, mesh=mesh)
     augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
     return fit(

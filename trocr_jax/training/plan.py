@@ -13,8 +13,10 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from trocr_jax.checkpoints.folder import check_output
 from trocr_jax.config import read_json, write_json
@@ -23,11 +25,12 @@ from trocr_jax.datasets.example import Example
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder
 from trocr_jax.recognizer import TrOCR
-from trocr_jax.sharding import DATA, axis_size
+from trocr_jax.sharding import DATA, axis_size, local_rows
 from trocr_jax.training.batches import Batches
 from trocr_jax.training.labels import TextEncoder, pad_labels
 from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from trocr_jax.training.processes import Team
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
 from trocr_jax.training.vocabulary import EMBEDDING, VocabularyReport, change_vocabulary
@@ -79,7 +82,7 @@ class Plan:
             ocr,
             report,
             _long_enough(ocr, _longest([*rows, *encoder.encode(line.text for line in validation)], encoder) + 1),
-            Batches(kept, labels, ocr.processor.image_processor, settings.batch_size, settings.seed, augment),
+            _batches(kept, labels, ocr, settings, augment),
             validation,
             check_output(output),
             settings,
@@ -93,15 +96,30 @@ class Plan:
         """Where what is not the model itself is kept."""
         return self.output / FOLDER
 
+    @property
+    def team(self) -> Team:
+        """The processes that train together."""
+        return Team(self.ocr.mesh)
+
     def claim(self, *, resume: bool) -> None:
         """Writes down what is about to be trained, or finds that it is what was; errors as `fit` raises them.
 
-        A training without a checkpoint has nothing to lose: it may be started anew, with other settings.
+        A training without a checkpoint has nothing to lose: it may be started anew, with other settings. Of several
+        processes the first does that, and the others come with the same training.
         """
-        path, augment = self.folder / SETTINGS_NAME, self.batches.augment
+        identity = self._identity()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+        self.team.agree(digest, "lines, settings or model")
+        with self.team.led("process 0 could not start the training, and says why"):
+            if self.team.leads:
+                self._write_or_compare(identity, resume=resume)
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes it this training and no other, as JSON has it."""
+        augment = self.batches.augment
         settings = dataclasses.asdict(self.settings)
         del settings["fsdp"]  # where things lie changes nothing about them
-        identity = {
+        return {
             **settings,
             "model and labels": self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
@@ -109,6 +127,9 @@ class Plan:
             "augmentation": None if augment is None else _name_of(augment),
             "added characters": self.vocabulary.added,
         }
+
+    def _write_or_compare(self, identity: Mapping[str, Any], *, resume: bool) -> None:
+        path = self.folder / SETTINGS_NAME
         if not path.exists() and (self.output / "config.json").exists():
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
@@ -185,6 +206,19 @@ class Plan:
             not_decayed=settings.not_decayed,
             max_grad_norm=settings.max_grad_norm,
         )
+
+
+def _batches(
+    examples: Sequence[Example],
+    labels: np.ndarray,
+    ocr: TrOCR,
+    settings: TrainingSettings,
+    augment: Augmentation | None,
+) -> Batches:
+    """The batches, or this process's rows of them."""
+    rows = local_rows(ocr.mesh, settings.batch_size)
+    image_processor = ocr.processor.image_processor
+    return Batches(examples, labels, image_processor, settings.batch_size, settings.seed, augment, rows)
 
 
 def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
