@@ -192,7 +192,7 @@ def words(tmp_path_factory):
     return folder
 
 
-def test_another_tokenizer_takes_rows_along_and_ids_by_role(ocr, embedding, words):
+def test_another_tokenizer_takes_rows_along_and_ids_by_role(ocr, embedding, words, tmp_path):
     old = ocr.processor.tokenizer
     settings = ocr.generation_config.replace(suppress_tokens=(7,), forced_eos_token_id=2)
     with pytest.warns(UserWarning, match="left out .*suppress_tokens"):
@@ -211,6 +211,7 @@ def test_another_tokenizer_takes_rows_along_and_ids_by_role(ocr, embedding, word
     assert new.generation_config.forced_eos_token_id == 3
     assert new.generation_config.suppress_tokens is None
     assert TextEncoder.of(new).encode(["ab the"]) == [[5, 6, 7, 3]]
+    assert_reference_reads_it(new.processor.tokenizer, tmp_path, ["ab the a", "quick ж№ brown"])
     # Back again: "a" comes back as it was, and what neither spelled is near the mean.
     back = replace_tokenizer(new, old)
     again = np.asarray(back.params["decoder"]["embed_tokens"]["embedding"])
