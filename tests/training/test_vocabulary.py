@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,23 @@ def test_each_character_is_a_token_in_unigram(unigram, tmp_path):
     # It makes "fi" of it before it looks for pieces.
     with pytest.raises(ValueError, match=r"changes 'ﬁ' U\+FB01 .* to 'fi'"):
         with_characters(unigram, "ﬁ")
+
+
+@pytest.mark.parametrize(("text", "count"), [("बराबर हैं मनुष्यों", 12), ("mọi người đều được", 6), ("свободны", 1)])
+def test_robertas_own_tokenizer_gets_what_other_scripts_need(shared, tmp_path, text, count):
+    folder = shared / "data" / "tokenizers" / "roberta-base"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/tokenizers")
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / name, tmp_path)
+    old, lines = TrOCRTokenizer.from_pretrained(tmp_path), examples([text] * 10)
+    found = missing_characters(lines, old)
+    new = with_characters(old, found)
+    assert len(found) == count
+    assert not Coverage.of(lines, new).several
+    english = ["industry, ' Mr. Brown commented icily.' It’s “fine” – €5 naïve", "CHARLES , 39"]
+    assert new(english).input_ids == old(english).input_ids
+    assert_reference_reads_it(new, tmp_path / "new", [text, *text.split(), *english])
 
 
 def test_other_kinds_are_refused():
