@@ -3,7 +3,8 @@
 usage: python -m benchmarks.compile_ahead_training [--topology v5e:2x2] [--model trocr-base-handwritten] [--remat] ...
 
 Needs libtpu (`pip install ".[tpu]"`, best in an environment of its own), no TPU and no weights: shapes are enough.
-Every chip of the topology gets a batch, whole weights and the optimizer's state, all of it in float32.
+Every chip of the topology gets a batch, and whole weights and the optimizer's state in float32, or with --fsdp its part
+of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trocr_jax.modeling.policy import get_policy
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.registry import OFFICIAL
 from trocr_jax.sharding import DATA
-from trocr_jax.training import create_state, make_optimizer, make_train_step
+from trocr_jax.training import StateLayout, create_state, make_optimizer, make_train_step
 
 
 def compile_for(topology: str, config: VisionEncoderDecoderConfig, options: argparse.Namespace):
@@ -37,12 +38,15 @@ def compile_for(topology: str, config: VisionEncoderDecoderConfig, options: argp
     pixels = jax.ShapeDtypeStruct((batch, config.encoder.num_channels, *config.encoder.image_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch, options.tokens), jnp.int32)
 
-    def on(spec: P, tree):
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    layout = StateLayout(mesh, is_divided=options.fsdp)
 
-    step = make_train_step(model, optimizer)
-    return step.lower(on(P(), state), on(P(DATA), pixels), on(P(DATA), labels)).compile()
+    def on(sharding, leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.tree.map(lambda leaf: on(layout.sharding(leaf), leaf), state)
+    batches = NamedSharding(mesh, P(DATA))
+    step = make_train_step(model, optimizer, layout=layout)
+    return step.lower(state, on(batches, pixels), on(batches, labels)).compile()
 
 
 def main() -> None:
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--remat", action="store_true", help="compute what is inside a block twice")
+    parser.add_argument("--fsdp", action="store_true", help="divide weights and optimizer state among the chips")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     is_official = options.model in OFFICIAL
@@ -65,7 +70,8 @@ def main() -> None:
     total = needs.argument_size_in_bytes + needs.temp_size_in_bytes
     print(
         f"{options.model} on {options.topology}, {options.batch} images of {options.tokens} tokens a chip, "
-        f"{options.dtype}, remat {options.remat}; jax {jax.__version__}, {time.perf_counter() - start:.0f} s to compile"
+        f"{options.dtype}, remat {options.remat}, fsdp {options.fsdp}; "
+        f"jax {jax.__version__}, {time.perf_counter() - start:.0f} s to compile"
     )
     print(f"bytes a chip: {total:,}, of which state and images {needs.argument_size_in_bytes:,}")
 

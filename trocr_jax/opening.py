@@ -82,10 +82,14 @@ def to_device(levels: Sequence[np.ndarray], rows: int, image_processor: ImagePro
 
     A quarter of their bytes cross over. Rows behind the images repeat the first.
     """
-    stacked = np.stack([*levels, *[levels[0]] * (rows - len(levels))])
+    return pixel_values(np.stack([*levels, *[levels[0]] * (rows - len(levels))]), image_processor)
+
+
+def pixel_values(levels: np.ndarray | Array, image_processor: ImageProcessor) -> Array:
+    """The pixel values of levels uint8 [B, height, width, 3], computed where those are."""
     if is_exact(image_processor):
-        return _computed(stacked, _constants(image_processor))
-    return _looked_up(stacked, image_processor.table)
+        return _computed(levels, _constants(image_processor))
+    return _looked_up(levels, image_processor.table)
 
 
 @functools.lru_cache

@@ -36,6 +36,7 @@ from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.opening import OpenedImage, take_image, to_device
 from trocr_jax.processing.image import ImageProcessor, as_list, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
+from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.reading import Boxes, OnError, Reading, check_choices
 from trocr_jax.results import Recognition, judge
 from trocr_jax.sharding import shard_batch
@@ -86,18 +87,42 @@ class TrOCR(Saved):
         if self.calibration is not None:
             self.calibration.write_files(folder)
 
-    def with_params(self, params: Mapping[str, Any], *, generation_config: GenerationConfig | None = None) -> TrOCR:
-        """A recogniser with other weights of the same architecture, uncalibrated; it shares what else this one has."""
+    def with_params(
+        self,
+        params: Mapping[str, Any],
+        *,
+        config: VisionEncoderDecoderConfig | None = None,
+        tokenizer: TrOCRTokenizer | None = None,
+        generation_config: GenerationConfig | None = None,
+    ) -> TrOCR:
+        """A recogniser with other weights, uncalibrated; it shares what else this one has and is not given.
+
+        Weights of another architecture go with its `config`, those of another vocabulary with its `tokenizer` as well.
+        """
         old = self._network
         network = VisionEncoderDecoderModel(
-            old.config,
+            config or old.config,
             params=params,
             generation_config=generation_config or old.generation_config,
             dtype=old.policy.name,
             mesh=old.mesh,
         )
         network.source = old.source
-        return TrOCR(network, self.processor)
+        processor = self.processor
+        return TrOCR(network, processor if tokenizer is None else processor.with_tokenizer(tokenizer))
+
+    def on(self, mesh: Mesh | None) -> TrOCR:
+        """A recogniser with the same weights on other devices; None for this process's own."""
+        old = self._network
+        network = VisionEncoderDecoderModel(
+            old.config,
+            params=old.params,
+            generation_config=old.generation_config,
+            dtype=old.policy.name,
+            mesh=mesh,
+        )
+        network.source = old.source
+        return TrOCR(network, self.processor, self.calibration)
 
     @property
     def mesh(self) -> Mesh | None:

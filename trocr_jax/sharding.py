@@ -93,6 +93,33 @@ def shard_batch(batch: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda leaf: place(leaf, NamedSharding(mesh, P() if leaf.shape[0] % parts else P(DATA))), batch)
 
 
+def local_rows(mesh: Mesh | None, size: int) -> list[int]:
+    """Which of a batch's `size` rows lie on this process's devices, in order: all of them where there is no other."""
+    if mesh is None or not mesh.is_multi_process:
+        return list(range(size))
+    indices = NamedSharding(mesh, P(DATA)).addressable_devices_indices_map((size,)).values()
+    return sorted({row for index in indices if index is not None for row in range(*index[0].indices(size))})
+
+
+def shard_rows(batch: Any, mesh: Mesh | None, size: int) -> Any:
+    """A tree of arrays [B, ...] divided over the images, of which each process has its `local_rows` alone.
+
+    B is `size`, a multiple of the axis `data`.
+    """
+    rows = local_rows(mesh, size)
+    if mesh is None or len(rows) == size:
+        return shard_batch(batch, mesh)
+    places, sharding = {row: i for i, row in enumerate(rows)}, NamedSharding(mesh, P(DATA))
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return leaf[[places[row] for row in range(*index[0].indices(size))]]
+
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
+
+
 def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """An array on devices; with several hosts, each must hold the same array and puts its own part."""
     is_everywhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -105,9 +106,21 @@ def test_texts_that_the_model_cannot_write_are_found(tmp_path, model, capsys):
     assert f"{unchanged}\n    {folder}/4.png: 'two  s'\n" in out
     assert f"    {folder}/2.png: 'naïve É'\n    and 1 more (--show)\n" in out
     assert (
-        f"longer than the model can write, {MOST_TOKENS} tokens with the end's: 1\n    {folder}/1.png: 13 tokens\n"
+        f"longer than the model can write, {MOST_TOKENS} tokens with special ones: 1\n    {folder}/1.png: 13 tokens\n"
         in out
     )
+
+
+def test_the_token_before_a_text_counts_where_labels_have_one(tmp_path, model, capsys):
+    # The text of 11 tokens, the end, and <s> in front, as transformers' recipes train models that start from it.
+    hf = shutil.copytree(model, tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "decoder_start_token_id": 0}))
+    folder = split(tmp_path / "s", ["abcdefghij", "abcdefghi"])
+    assert check(capsys, "--model", model, folder)[0] == 0
+    status, out, _ = check(capsys, "--model", hf, folder)
+    assert status == 1
+    assert f"tokens with special ones: 1\n    {folder}/0.png: {MOST_TOKENS + 1} tokens\n" in out
 
 
 def test_what_is_only_worth_knowing_gives_status_0(tmp_path, capsys):

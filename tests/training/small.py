@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -11,9 +13,12 @@ import numpy as np
 from PIL import Image
 
 from tests.twins import config_dict
-from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, make_mesh
 from trocr_jax.datasets import Example
-from trocr_jax.training import fit
+from trocr_jax.opening import to_device
+from trocr_jax.sharding import shard_batch
+from trocr_jax.training import TrainingSettings, TrainState, fit
+from trocr_jax.training.plan import Plan
 
 CONFIG = config_dict(
     {"num_hidden_layers": 1, "image_size": [32, 320], "patch_size": [32, 40], "hidden_size": 16,
@@ -63,13 +68,62 @@ def options(max_steps: int) -> dict:
     }
 
 
-def train(model: str, cache: str, output: str, max_steps: int, num_images: int | None, num_devices: int) -> None:
-    """Trains or resumes; kills its process when so many images were opened, if not None."""
+def configure(cache: str, num_devices: int) -> None:
+    """Of a process that has just begun."""
     jax.config.update("jax_num_cpu_devices", num_devices)
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def divide(model: str, cache: str, output: str) -> None:
+    """Takes a step of a training whose state eight devices divide, and looks where it lies."""
+    configure(cache, 8)
+    lines, settings = examples(), TrainingSettings(max_steps=12, batch_size=8, ema_decay=0.9, fsdp=True)
+    plan = Plan.of(TrOCR.from_pretrained(model), lines, lines, output, settings, augment=None)
+    state = plan.first_state()
+    [batch] = plan.batches.stream(0, 1)
+    pixels = to_device(list(batch.levels), 8, plan.batches.image_processor)
+    for _ in range(2):
+        assert_divided(state)
+        state, _ = plan.step()(state, *shard_batch((pixels, batch.labels), plan.ocr.mesh))
+    assert_divided(state)
+
+
+def assert_divided(state: TrainState) -> None:
+    """Of all bytes of a state an eighth lies on each device, as far as eight divides its arrays' dimensions."""
+    name, shape = "decoder/layers_0/mlp/fc1/kernel", (32, 48)
+    for tree in (state.trainable, state.opt_state[1][0].mu, state.opt_state[1][0].nu, state.ema):
+        assert tree[name].shape == shape
+        assert tree[name].sharding.shard_shape(shape) == (32, 6)
+    leaves = [leaf for leaf in jax.tree.leaves((state.trainable, state.opt_state, state.ema)) if leaf.ndim]
+    whole = sum(leaf.size for leaf in leaves)
+    assert sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves) < 0.14 * whole
+
+
+def read(ocr: TrOCR) -> list:
+    """Of one batch, so that several processes make the same calls."""
+    return ocr([line.open() for line in examples()], batch_size=8)
+
+
+def train(
+    model: str,
+    cache: str,
+    output: str,
+    max_steps: int,
+    num_images: int | None,
+    num_devices: int,
+    host: tuple[int, int] | None = None,
+    **changes,
+) -> None:
+    """Trains or resumes; kills its process when so many images were opened, if not None.
+
+    With a `host` (port, number) it is one of two processes with so many devices each, and says what it opened.
+    """
+    configure(cache, num_devices)
+    if host is not None:
+        jax.distributed.initialize(f"127.0.0.1:{host[0]}", num_processes=2, process_id=host[1])
     opened = []
 
     def counted(example: Example) -> Example:
@@ -81,5 +135,10 @@ def train(model: str, cache: str, output: str, max_steps: int, num_images: int |
 
         return dataclasses.replace(example, open=image)
 
-    ocr, lines = TrOCR.from_pretrained(model), [counted(example) for example in examples()]
-    fit(ocr, lines, examples(), output, resume=True, **options(max_steps))
+    mesh = None if host is None else make_mesh(jax.devices())
+    ocr, lines = TrOCR.from_pretrained(model, mesh=mesh), [counted(example) for example in examples()]
+    result = fit(ocr, lines, examples(), output, resume=True, **{**options(max_steps), **changes})
+    if host is not None:
+        # What each process opened and found, for the test to compare.
+        found = {"opened": len(opened), "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
+        pathlib.Path(f"{output}-{host[1]}.json").write_text(json.dumps(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.conftest import SAMPLES
 from trocr_jax import cli
-from trocr_jax.commands.finetune import NAMES, to_lines
+from trocr_jax.commands.finetune import NAMES, process_of, to_lines
 from trocr_jax.training import FitResult, TrainingSettings
 
 
@@ -27,6 +28,8 @@ def test_mistakes_are_told_in_a_line(capsys, tmp_path):
     assert "nobody/nothing" in complaint(capsys, "--output", output, "--model", "nobody/nothing")
     assert "cannot be divided" in complaint(capsys, "--output", output, "--batch-size", 6, "--accumulate", 4)
     assert "is found in 0" in complaint(capsys, "--output", output, "--freeze", "encodr")
+    assert "holds no tokenizer" in complaint(capsys, "--output", output, "--tokenizer", tmp_path / "nowhere")
+    assert "never be learned" in complaint(capsys, "--output", output, "--add-characters", "ж", "--lora-rank", 4)
     assert not output.exists()
     assert "is a file" in complaint(capsys, "--output", SAMPLES / "date.png")
 
@@ -38,6 +41,14 @@ def test_lines_left_out_are_told_of(capsys, tmp_path):
     shutil.copy(SAMPLES / "date.png", tmp_path)
     told = complaint(capsys, "--output", SAMPLES / "date.png", train=tmp_path)
     assert told.startswith("trocr-jax: 1 of 2 training lines have texts of more than the 64 tokens")
+
+
+def test_processes_are_named_by_address_and_number():
+    expected = {"coordinator_address": "node-1:1234", "process_id": 1, "num_processes": 4}
+    assert process_of("node-1:1234,1/4") == expected
+    for text in ("node-1,1/4", "node-1:1234", "node-1:1234,4/4"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT,I/N"):
+            process_of(text)
 
 
 def test_every_setting_but_patterns_of_decay_is_an_option():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
+import pathlib
 import random
+import socket
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from tests.training.small import TEXTS, examples, options, shift, small_ocr, train
+from tests.training.small import TEXTS, divide, examples, options, shift, small_ocr, train
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
@@ -26,11 +29,15 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.training.small"])
 
 
-def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1):
+def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1, **changes):
     """The exit status of a process that trains; -9 if it was killed."""
-    process = CONTEXT.Process(
-        target=train, args=(folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
-    )
+    arguments = (folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
+    return status(train, *arguments, **changes)
+
+
+def status(target, *arguments, **options):
+    """The exit status of a process of its own."""
+    process = CONTEXT.Process(target=target, args=arguments, kwargs=options)
     process.start()
     process.join(300)
     return process.exitcode
@@ -238,12 +245,67 @@ def test_the_same_with_twenty_kills(folder):
     assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
 
 
+def assert_trains_alike(found, expected, num_steps):
+    one, other = rows(expected), rows(found)
+    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        wanted, values = ([float(row[name]) for row in table[1 : num_steps + 1]] for table in (one, other))
+        assert len(values) == num_steps
+        np.testing.assert_allclose(values, wanted, rtol=scale)
+    assert wanted[-1] != wanted[0]
+
+
 @pytest.mark.slow
 def test_eight_devices_train_as_one(folder):
     # While the learning rate grows it is the same, whatever the number of steps.
     assert run(folder, folder / "eight", 12, num_devices=8) == 0
-    one, eight = rows(folder / "whole"), rows(folder / "eight")
-    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
-        expected, found = ([float(row[name]) for row in table[1:11]] for table in (one, eight))
-        np.testing.assert_allclose(found, expected, rtol=scale)
-    assert expected[-1] != expected[0]
+    assert_trains_alike(folder / "eight", folder / "whole", 10)
+
+
+def run_two(folder, output, max_steps, num_images=(None, None), **changes):
+    """The exit statuses of two processes with two devices each that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number, count in enumerate(num_images):
+        arguments = (folder / "model", str(folder / f"cache-{number}"), output, max_steps, count, 2, (port, number))
+        processes.append(CONTEXT.Process(target=train, args=arguments, kwargs=changes))
+        processes[-1].start()
+    try:
+        for process in processes:
+            process.join(300)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_as_one(folder, fsdp):
+    output = folder / f"two-{fsdp}"
+    assert run_two(folder, output, 12, fsdp=fsdp) == [0, 0]
+    assert_trains_alike(output, folder / "whole", 10)
+    first, second = (json.loads(pathlib.Path(f"{output}-{number}.json").read_text()) for number in range(2))
+    # Each opened its half of every batch.
+    assert (first.pop("opened"), second.pop("opened")) == (48, 48)
+    assert first == second
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["training"]
+    one = TrOCR.from_pretrained(output)
+    assert [line.text for line in one([line.open() for line in examples()])] == first["texts"]
+    assert character_error_rate(first["texts"], TEXTS) == first["best_cer"]
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_an_eighth_of_the_state_each(folder):
+    assert status(divide, folder / "model", str(folder / "cache"), folder / "none") == 0
+
+
+@pytest.mark.slow
+def test_eight_devices_that_divide_the_weights_train_as_one_and_the_checkpoint_does_not_tell(folder):
+    # Killed on eight devices behind a checkpoint, and resumed on one that holds all.
+    assert run(folder, folder / "divided", 12, num_images=95, num_devices=8, fsdp=True, checkpoint_every=2) == -9
+    steps = [path.name for path in (folder / "divided" / "training" / "checkpoints").iterdir()]
+    assert max(int(name) for name in steps if name.isdigit()) >= 2
+    assert run(folder, folder / "divided", 12, checkpoint_every=2) == 0
+    assert_trains_alike(folder / "divided", folder / "whole", 10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from trocr_jax.datasets.augmentation import AUGMENTATIONS, contact_sheet, keep, 
 
 if TYPE_CHECKING:
     from trocr_jax.datasets.checks import Finding, LineFacts
+    from trocr_jax.processing.tokenizer import TrOCRTokenizer
 
 DESCRIPTION = """\
 Looks at every line of one or more splits of a dataset: images that cannot be read or look rotated, characters that the
@@ -142,17 +142,15 @@ def _findings(options: argparse.Namespace, opened: Mapping[str, Sequence[Example
 
     from trocr_jax.datasets.checks import examine, find_between_splits, find_in_split
     from trocr_jax.datasets.histograms import check_name, save_histograms
-    from trocr_jax.processing.tokenizer import TrOCRTokenizer
 
     if options.plot is not None:
         check_name(options.plot)
-    folder, most_tokens = _model(options.model)
-    tokenizer = TrOCRTokenizer.from_pretrained(folder)
+    tokenizer, most_tokens, num_special = _model(options.model)
     splits: dict[str, list[LineFacts]] = {}
     printed: list[str] = []
     findings: list[Finding] = []
     for path, examples in opened.items():
-        facts = examine(examples, tokenizer)
+        facts = examine(examples, tokenizer, num_special=num_special)
         is_hidden = not sys.stderr.isatty()
         splits[path] = list(tqdm(facts, total=len(examples), unit="line", file=sys.stderr, disable=is_hidden))
         own = find_in_split(splits[path], most_tokens)
@@ -165,18 +163,24 @@ def _findings(options: argparse.Namespace, opened: Mapping[str, Sequence[Example
     return printed, any(finding.is_wrong for finding in [*findings, *shared])
 
 
-def _model(source: str | None) -> tuple[str | os.PathLike[str], int]:
-    """(folder with the tokenizer's files, tokens of the longest text with its end) of a model, no weights loaded."""
+def _model(source: str | None) -> tuple[TrOCRTokenizer, int, int]:
+    """(tokenizer, tokens of the longest text with special ones, how many these are) of a model, no weights loaded."""
     from trocr_jax.checkpoints.hub import local_folder
     from trocr_jax.config import VisionEncoderDecoderConfig, read_json
+    from trocr_jax.generation_config import GenerationConfig
+    from trocr_jax.processing.tokenizer import TrOCRTokenizer
     from trocr_jax.recognizer import EMBEDDED
+    from trocr_jax.training.labels import detect_label_format
 
     folder = local_folder(EMBEDDED if source is None else source, with_weights=False)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json; name the folder of a model")
     config = VisionEncoderDecoderConfig.from_dict(read_json(folder / "config.json"))
+    tokenizer = TrOCRTokenizer.from_pretrained(folder)
+    # As it will be trained: with the end's token, and in the format "hf" one in front of the text as well.
+    num_special = 2 if detect_label_format(GenerationConfig.from_pretrained(folder), tokenizer) == "hf" else 1
     # A text's last token is no input: the start token has its place.
-    return folder, config.decoder.max_position_embeddings
+    return tokenizer, config.decoder.max_position_embeddings, num_special
 
 
 def _told(findings: Iterable[Finding], most: int) -> list[str]:

@@ -6,9 +6,10 @@ import argparse
 import functools
 import logging
 import pathlib
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import positive
@@ -30,14 +31,27 @@ examples:
   trocr-jax finetune --train lines/train --val lines/val --output mine
   trocr-jax finetune --model microsoft/trocr-base-handwritten --train IAM/gt_train.txt --val IAM/gt_valid.txt \\
       --output iam --batch-size 8 --schedule inverse_sqrt --learning-rate 2e-5 --warmup-steps 500
+  trocr-jax finetune --train lines/train --val lines/val --output mine --add-characters auto
   trocr-jax read --model mine line.png
 """
 # Those that TrainingSettings takes under the same names.
 NAMES = (
     "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm",
     "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
-    "remat", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
+    "remat", "fsdp", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
 )  # fmt: skip
+
+
+# Where the launcher knows the other processes.
+DETECTED: Mapping[str, Any] = {}
+
+
+def process_of(text: str) -> Mapping[str, Any]:
+    """HOST:PORT,I/N as `jax.distributed.initialize` takes it."""
+    found = re.fullmatch(r"(.+:\d+),(\d+)/(\d+)", text)
+    if found is None or int(found[2]) >= int(found[3]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT,I/N with I from 0 up to but not N")
+    return {"coordinator_address": found[1], "process_id": int(found[2]), "num_processes": int(found[3])}
 
 
 def add_finetune(commands: Any) -> None:
@@ -75,8 +89,30 @@ def add_finetune(commands: Any) -> None:
     add("--seed", type=int, metavar="N", help="of the lines' order and of dropout (default: 0)")
     dtypes = ("auto", "float32", "bfloat16")
     add("--dtype", default="auto", choices=dtypes, help="precision, as in `trocr-jax read`; weights are float32 always")
+    add(
+        "--distributed",
+        nargs="?",
+        const=DETECTED,
+        type=process_of,
+        metavar="HOST:PORT,I/N",
+        help="train on the devices of N processes: this is process I (0 is the first), the first listens at HOST:PORT. "
+        "Each runs the same command; DIR is a folder that all see. Without a value the processes find each other by "
+        "what Slurm, Open MPI, Kubernetes or a Cloud TPU says",
+    )
+    _add_vocabulary(parser)
     _add_optimisation(parser)
     _add_course(parser)
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("vocabulary").add_argument
+    add(
+        "--add-characters",
+        metavar="CHARACTERS",
+        help='characters that get a token each, or "auto": those of the training lines that the tokenizer cannot '
+        "spell, or that it spells in several tokens and that come 10 times or more",
+    )
+    add("--tokenizer", metavar="FOLDER", help="take another tokenizer, from a folder with its files")
 
 
 def _add_optimisation(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +131,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
     add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
     add("--remat", action="store_true", default=None, help="compute activations twice, which takes less memory")
+    add("--fsdp", action="store_true", default=None, help="divide weights and optimizer state among the devices")
 
 
 def _add_course(parser: argparse.ArgumentParser) -> None:
@@ -116,26 +153,55 @@ def _finetune(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         result = _fit(options, train, validation)
-    print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
+    if _is_first():
+        print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     return 0
+
+
+def _is_first() -> bool:
+    """Whether of several processes this is the one that tells what it came to."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
     # Imported only now, so that --help and mistakes in the paths answer at once.
+    import jax
+
     from trocr_jax.compilation_cache import enable_compilation_cache
     from trocr_jax.recognizer import TrOCR
+    from trocr_jax.sharding import make_mesh
     from trocr_jax.training import fit
 
+    if options.distributed is not None:
+        jax.distributed.initialize(**options.distributed)
+    mesh = None if options.distributed is None else make_mesh(jax.devices())
     enable_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
-    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)
+    ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype, mesh=mesh)
     augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
-    return fit(ocr, train, validation, options.output, augment=augment, resume=options.resume, **settings)
+    return fit(
+        ocr,
+        train,
+        validation,
+        options.output,
+        augment=augment,
+        resume=options.resume,
+        tokenizer=options.tokenizer,
+        add_characters=options.add_characters,
+        tell=_tell,
+        **settings,
+    )
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"trocr-jax: {message}", file=sys.stderr)
+    _tell(str(message))
+
+
+def _tell(line: str) -> None:
+    print(f"trocr-jax: {line}", file=sys.stderr)
 
 
 def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:

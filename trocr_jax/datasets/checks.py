@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from trocr_jax.datasets.coverage import Speller, find_characters, tell_characters
 from trocr_jax.datasets.example import Example
 from trocr_jax.processing.image import ImageError
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -25,8 +26,8 @@ class LineFacts:
     """What a check knows of a line.
 
     `size` is its image's width and height in pixels and `digest` tells its pixels from others; `error` says why it has
-    neither. `tokens` counts the text's tokens, the end's included. `lost` are the characters that the tokenizer cannot
-    spell, and `comes_back` says whether ids lead to just this text again.
+    neither. `tokens` counts the tokens that a model is to write, special ones included. `lost` are the characters that
+    the tokenizer cannot spell, and `comes_back` says whether ids lead to just this text again.
     """
 
     name: str
@@ -48,50 +49,38 @@ class Finding:
     is_wrong: bool = True
 
 
-def examine(examples: Iterable[Example], tokenizer: TrOCRTokenizer) -> Iterator[LineFacts]:
-    """The facts of each line in order; threads open the images."""
-    spell = _speller(tokenizer)
+def examine(examples: Iterable[Example], tokenizer: TrOCRTokenizer, *, num_special: int = 1) -> Iterator[LineFacts]:
+    """The facts of each line in order; threads open the images.
+
+    `num_special` is how many tokens labels have beside the text's: the end, and in the format "hf" the one in front.
+    """
+    spell = Speller(tokenizer)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "trocr_jax") as pool:
         waiting: collections.deque = collections.deque()
         for example in examples:
-            waiting.append(pool.submit(_facts, example, tokenizer, spell))
+            waiting.append(pool.submit(_facts, example, spell, num_special))
             if len(waiting) > 4 * THREADS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _facts(example: Example, tokenizer: TrOCRTokenizer, spell: Callable[[str], bool]) -> LineFacts:
+def _facts(example: Example, spell: Speller, num_special: int) -> LineFacts:
     size = digest = error = None
     try:
         image = example.open()
         size, digest = image.size, hashlib.blake2b(image.tobytes(), digest_size=16, key=b"%dx%d" % image.size).digest()
     except ImageError as problem:
         error = str(problem)
-    ids = tokenizer(example.text, add_special_tokens=False).input_ids
-    comes_back = tokenizer.decode(ids, skip_special_tokens=True) == example.text
-    lost = "" if comes_back else "".join(sorted({c for c in example.text if not spell(c)}))
-    return LineFacts(example.name, example.text, size, digest, error, len(ids) + 1, lost, comes_back)
-
-
-def _speller(tokenizer: TrOCRTokenizer) -> Callable[[str], bool]:
-    """Whether the tokenizer can spell a character, asked once for each."""
-    known: dict[str, bool] = {" ": True}
-
-    def spell(character: str) -> bool:
-        if character not in known:
-            # Between letters, since spaces at the ends of a text may go.
-            ids = tokenizer(f"a{character}a", add_special_tokens=False).input_ids
-            known[character] = tokenizer.decode(ids, skip_special_tokens=True) == f"a{character}a"
-        return known[character]
-
-    return spell
+    found = spell(example.text)
+    tokens = found.num_tokens + num_special
+    return LineFacts(example.name, example.text, size, digest, error, tokens, found.lost, found.comes_back)
 
 
 def find_in_split(facts: Sequence[LineFacts], most_tokens: int) -> list[Finding]:
     """What is found in the lines of one split; `most_tokens` is the longest text that the model has positions for."""
-    lost = collections.Counter(character for line in facts for character in line.lost)
-    spelled = ", ".join(f"{_name(character)} ({count})" for character, count in lost.most_common())
+    lost = find_characters((line.name, line.lost) for line in facts)
+    spelled = tell_characters(lost, most=len(lost))
     findings = [
         Finding("images cannot be read", [line.error for line in facts if line.error is not None]),
         Finding("images look rotated: much higher than wide", [line.name for line in facts if _is_rotated(line)]),
@@ -101,7 +90,7 @@ def find_in_split(facts: Sequence[LineFacts], most_tokens: int) -> list[Finding]
             _named(facts, lambda line: not line.comes_back and not line.lost),
         ),
         Finding(
-            f"texts are longer than the model can write, {most_tokens} tokens with the end's",
+            f"texts are longer than the model can write, {most_tokens} tokens with special ones",
             [f"{line.name}: {line.tokens} tokens" for line in facts if line.tokens > most_tokens],
         ),
         *_duplicates(facts),
@@ -168,7 +157,3 @@ def _named(facts: Sequence[LineFacts], is_one: Callable[[LineFacts], bool]) -> l
 
 def _quoted(line: LineFacts) -> str:
     return f"{line.name}: {line.text!r}"
-
-
-def _name(character: str) -> str:
-    return f"{character!r} U+{ord(character):04X}"

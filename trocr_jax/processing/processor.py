@@ -64,6 +64,12 @@ class TrOCRProcessor(Saved):
         """The text part. Raises ValueError if the checkpoint has none."""
         return self._part("tokenizer", self._tokenizer)
 
+    def with_tokenizer(self, tokenizer: TrOCRTokenizer) -> TrOCRProcessor:
+        """A processor with another tokenizer and this one's image part, if it has one."""
+        processor = TrOCRProcessor(self._image_processor, tokenizer)
+        processor._missing = self._missing
+        return processor
+
     def _part(self, name: str, part: Any) -> Any:
         if part is None:
             raise ValueError(self._missing.get(name, f"this processor was made without {name}"))

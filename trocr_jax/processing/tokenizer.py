@@ -37,6 +37,9 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
+# The reference's class that takes a tokenizer.json as it is; those of a kind make theirs of its vocabulary alone.
+ANY_CLASS = "PreTrainedTokenizerFast"
+
 _TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -74,8 +77,10 @@ class TrOCRTokenizer:
             backend = _from_tokenizer_json(path / TOKENIZER_NAME)
         elif (path / VOCAB_NAME).is_file() and (path / MERGES_NAME).is_file():
             backend = _byte_level_bpe(path, special, config)
+            config = {"tokenizer_class": "RobertaTokenizer", **config}
         elif (path / SENTENCEPIECE_NAME).is_file():
             backend = _unigram(path / SENTENCEPIECE_NAME, special)
+            config = {"tokenizer_class": "XLMRobertaTokenizer", **config}
         else:
             raise FileNotFoundError(
                 f"{path} holds no tokenizer: {TOKENIZER_NAME}, {VOCAB_NAME} with {MERGES_NAME}, or {SENTENCEPIECE_NAME}"
@@ -93,10 +98,9 @@ class TrOCRTokenizer:
         # Of the old configuration only what still holds: ids and classes of added tokens are in tokenizer.json.
         lasting = ("tokenizer_class", "model_max_length", "add_prefix_space")
         kept: dict[str, Any] = {name: self.config[name] for name in lasting if name in self.config}
-        write_json(path / CONFIG_NAME, {"tokenizer_class": self._class_name(), **kept, **self.special_tokens})
-
-    def _class_name(self) -> str:
-        return "XLMRobertaTokenizer" if isinstance(self.backend.model, models.Unigram) else "RobertaTokenizer"
+        # One that there is not is written as null, or it would be taken to have its usual name.
+        special = {**dict.fromkeys(_SPECIAL_TOKENS), **self.special_tokens}
+        write_json(path / CONFIG_NAME, {"tokenizer_class": ANY_CLASS, **kept, **special})
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)

@@ -30,9 +30,10 @@ READ_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Levels uint8 [B, height, width, 3] at the model's size, labels int32 [B, T], and why images could not be read.
+    """Levels uint8 [R, height, width, 3] at the model's size, labels int32 [R, T], and why images could not be read.
 
-    The row of an unread image is black, and none of its labels count.
+    R are the rows of the batch that this process trains on, all B where it is alone. The row of an unread image is
+    black, and none of its labels count.
     """
 
     levels: np.ndarray
@@ -50,10 +51,12 @@ class Batches:
     batch_size: int
     seed: int
     augment: Augmentation | None = None
+    rows: Sequence[int] | None = None  # those of a batch that are opened here; None for all
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, example's index) of each image of a step."""
-        return [self._at(place) for place in range(step * self.batch_size, (step + 1) * self.batch_size)]
+        """(epoch, example's index) of each image of a step that is opened here."""
+        rows = range(self.batch_size) if self.rows is None else self.rows
+        return [self._at(step * self.batch_size + row) for row in rows]
 
     def stream(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps `first_step` up to but not `last_step`; no thread is left when it ends or is closed.
@@ -71,7 +74,7 @@ class Batches:
                     if not opening:
                         return
                     batch = self._batch(opening.popleft())
-                    num_unread = num_unread + len(batch.unread) if len(batch.unread) == self.batch_size else 0
+                    num_unread = num_unread + len(batch.unread) if len(batch.unread) == len(batch.labels) else 0
                     if num_unread >= len(self.examples):
                         raise batch.unread[0]
                     yield batch

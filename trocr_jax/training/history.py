@@ -18,11 +18,16 @@ POINTS = 100
 class History:
     """The rows of a training's log.csv: `rows`, each {column: number}, without what was not measured at that step."""
 
-    def __init__(self, path: pathlib.Path, *, last_step: int) -> None:
-        """Goes on with the file as it was at `last_step`: rows behind it, of a run that was killed, are dropped."""
-        self.path = path
+    def __init__(self, path: pathlib.Path, *, last_step: int, is_written: bool = True) -> None:
+        """Goes on with the file as it was at `last_step`: rows behind it, of a run that was killed, are dropped.
+
+        Unless it `is_written` here, by another process for one, the file is left alone.
+        """
+        self.path, self.is_written = path, is_written
         rows = _read(path) if path.exists() else []
         self.rows = [row for row in rows if row["step"] <= last_step]
+        if not is_written:
+            return
         with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -31,6 +36,8 @@ class History:
     def add(self, row: Mapping[str, float]) -> None:
         """Appends a row, to the file as well."""
         self.rows.append(dict(row))
+        if not self.is_written:
+            return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
 

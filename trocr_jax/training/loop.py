@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
-from trocr_jax.opening import to_device
+from trocr_jax.opening import pixel_values
+from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.recognizer import TrOCR
-from trocr_jax.sharding import shard_batch
+from trocr_jax.sharding import fetch, shard_rows
 from trocr_jax.training.checkpoints import Checkpoints, Progress
 from trocr_jax.training.history import History, draw_curves
 from trocr_jax.training.lora import save_adapters
@@ -65,6 +66,9 @@ def fit(
     *,
     augment: Augmentation | None = None,
     resume: bool = False,
+    tokenizer: TrOCRTokenizer | str | os.PathLike[str] | None = None,
+    add_characters: str | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Any,
 ) -> FitResult:
     """Trains a copy of the recogniser's weights; `output` then loads with `TrOCR.from_pretrained`.
@@ -75,19 +79,32 @@ def fit(
     are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
     image) makes of it, depend on the seed alone. With `resume` a training that was interrupted, or killed, goes on from
     its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
-    each of which holds the whole weights.
+    each of which holds the whole weights and the optimizer's state, or with `fsdp` its part of them.
+
+    `tokenizer`, ready or its folder, takes the place of the recogniser's, and `add_characters` get a token each: the
+    characters themselves, or "auto" for those of the training lines that the tokenizer cannot spell, or spells in
+    several tokens and meets 10 times or more (see `vocabulary.py`). What it makes of the lines, before and after, is
+    written to `training/coverage.json`, and each line of a report on it is given to `tell`.
+
+    Several processes train together where the recogniser's mesh has all devices of all of them: call
+    `jax.distributed.initialize` first, load the recogniser with `mesh=make_mesh(jax.devices())`, and make the same call
+    in each, with an `output` that all see. See `processes.py`.
 
     Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
     warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
     FileExistsError where `output` holds a model, or a training with a checkpoint and `resume` is not asked for.
     MemoryError says what takes less.
     """
-    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment)
+    vocabulary = {"tokenizer": tokenizer, "add_characters": add_characters}
+    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment, **vocabulary)
     step, state = plan.step(), plan.first_state()
     plan.claim(resume=resume)
+    if tell is not None and plan.team.leads:
+        for line in plan.vocabulary.lines():
+            tell(line)
     with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
         state, progress = checkpoints.latest(state) or (state, Progress())
-        history = History(plan.folder / LOG_NAME, last_step=progress.step if progress.step else -1)
+        history = History(plan.folder / LOG_NAME, last_step=progress.step or -1, is_written=plan.team.leads)
         try:
             state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
         except jax.errors.JaxRuntimeError as error:
@@ -96,7 +113,9 @@ def fit(
             raise MemoryError(
                 "the device has no memory for this training: lower batch_size, raise accumulate, or set remat"
             ) from error
-    draw_curves(history.rows, plan.folder / CURVES_NAME)
+    if plan.team.leads:
+        draw_curves(history.rows, plan.folder / CURVES_NAME)
+    plan.team.meet("trained")
     best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
     return FitResult.of(best, progress, int(state.num_skipped))
 
@@ -108,6 +127,8 @@ class _Loop:
         self._plan, self._step, self._history, self._checkpoints = plan, step, history, checkpoints
         self._schedule = plan.schedule()
         self._last_step = plan.settings.max_steps or 0
+        # Of several processes each reads its part of the validation lines, on its own devices.
+        self._reader = plan.ocr if plan.team.size == 1 else plan.ocr.on(None)
         self._restart()
 
     def _restart(self) -> None:
@@ -127,8 +148,9 @@ class _Loop:
             for batch in batches.stream(progress.step, self._last_step):
                 for error in batch.unread:
                     warnings.warn(f"trained without a line: {error}", stacklevel=2)
-                pixels = to_device(list(batch.levels), batches.batch_size, batches.image_processor)
-                state, metrics = self._step(state, *shard_batch((pixels, batch.labels), self._plan.ocr.mesh))
+                found = batch.levels, batch.labels
+                levels, labels = shard_rows(found, self._plan.ocr.mesh, batches.batch_size)
+                state, metrics = self._step(state, pixel_values(levels, batches.image_processor), labels)
                 self._pending.append(metrics)
                 bar.update()
                 progress = dataclasses.replace(progress, step=progress.step + 1)
@@ -138,7 +160,7 @@ class _Loop:
         return state, progress
 
     def _bar(self, progress: Progress) -> tqdm:
-        is_hidden = not sys.stderr.isatty()
+        is_hidden = not (sys.stderr.isatty() and self._plan.team.leads)
         return tqdm(total=self._last_step, initial=progress.step, unit="step", file=sys.stderr, disable=is_hidden)
 
     def _is_over(self, progress: Progress) -> bool:
@@ -190,11 +212,11 @@ class _Loop:
         """Reads the validation lines; weights that read better than all before are saved as the model."""
         plan = self._plan
         # Copies: the next step overwrites the buffers, which on CPU numpy would look at.
-        params = jax.tree.map(np.array, state.averaged_params)
-        reader = plan.ocr.with_params(params, generation_config=plan.generation_config)
-        cer = validate(reader, plan.validation, num_beams=plan.settings.num_beams)
+        params = jax.tree.map(np.array, fetch(state.averaged_params))
+        reader = self._reader.with_params(params, generation_config=plan.generation_config)
+        cer = validate(reader, plan.validation, num_beams=plan.settings.num_beams, team=plan.team)
         progress = progress.evaluated(cer)
-        if progress.best_step == progress.step:
+        if progress.best_step == progress.step and plan.team.leads:
             reader.save_pretrained(plan.output)
             if plan.settings.lora is not None:
                 adapters = state.trainable if state.ema is None else state.ema

@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from trocr_jax.checkpoints.folder import check_output
 from trocr_jax.config import read_json, write_json
@@ -26,15 +25,19 @@ from trocr_jax.datasets.example import Example
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder
 from trocr_jax.recognizer import TrOCR
-from trocr_jax.sharding import DATA, axis_size
+from trocr_jax.sharding import DATA, axis_size, local_rows
 from trocr_jax.training.batches import Batches
 from trocr_jax.training.labels import TextEncoder, pad_labels
+from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from trocr_jax.training.processes import Team
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
+from trocr_jax.training.vocabulary import EMBEDDING, VocabularyReport, change_vocabulary
 
 # Below the output folder, beside the model.
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
+COVERAGE_NAME = "coverage.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Plan:
     """A training before it starts; `settings` are resolved, `generation_config` is the trained model's."""
 
     ocr: TrOCR
+    vocabulary: VocabularyReport
     generation_config: GenerationConfig
     batches: Batches
     validation: Sequence[Example]
@@ -59,28 +63,26 @@ class Plan:
         settings: TrainingSettings,
         *,
         augment: Augmentation | None,
+        **vocabulary: Any,
     ) -> Plan:
-        """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them."""
-        image_processor, encoder = (
-            ocr.processor.image_processor,
-            TextEncoder.of(ocr, label_format=settings.label_format),
-        )
+        """All that can be wrong is found here, before anything is compiled or written; errors as `fit` raises them.
+
+        `vocabulary` are `fit`'s options tokenizer and add_characters.
+        """
         if not any(example.text for example in validation):
             raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
+        ocr, report = change_vocabulary(ocr, train, validation, **vocabulary, seed=settings.seed)
+        if report.is_changed:
+            _check_rows_are_trained(settings)
+        encoder = TextEncoder.of(ocr, label_format=settings.label_format)
         kept, rows = _within_length(train, encoder)
-        settings = settings.resolved(len(kept), ocr.config)
-        num_devices = axis_size(ocr.mesh, DATA)
-        unit = settings.accumulate * num_devices
-        if settings.batch_size % unit:
-            raise ValueError(
-                f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
-                f"{num_devices} devices"
-            )
+        settings = _fitting(settings.resolved(len(kept), ocr.config), axis_size(ocr.mesh, DATA))
         labels = pad_labels(rows, encoder.padded_length(rows))
         plan = cls(
             ocr,
+            report,
             _long_enough(ocr, _longest([*rows, *encoder.encode(line.text for line in validation)], encoder) + 1),
-            Batches(kept, labels, image_processor, settings.batch_size, settings.seed, augment),
+            _batches(kept, labels, ocr, settings, augment),
             validation,
             check_output(output),
             settings,
@@ -94,24 +96,46 @@ class Plan:
         """Where what is not the model itself is kept."""
         return self.output / FOLDER
 
+    @property
+    def team(self) -> Team:
+        """The processes that train together."""
+        return Team(self.ocr.mesh)
+
     def claim(self, *, resume: bool) -> None:
         """Writes down what is about to be trained, or finds that it is what was; errors as `fit` raises them.
 
-        A training without a checkpoint has nothing to lose: it may be started anew, with other settings.
+        A training without a checkpoint has nothing to lose: it may be started anew, with other settings. Of several
+        processes the first does that, and the others come with the same training.
         """
-        path, augment = self.folder / SETTINGS_NAME, self.batches.augment
-        identity = {
-            **dataclasses.asdict(self.settings),
+        identity = self._identity()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+        self.team.agree(digest, "lines, settings or model")
+        with self.team.led("process 0 could not start the training, and says why"):
+            if self.team.leads:
+                self._write_or_compare(identity, resume=resume)
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes it this training and no other, as JSON has it."""
+        augment = self.batches.augment
+        settings = dataclasses.asdict(self.settings)
+        del settings["fsdp"]  # where things lie changes nothing about them
+        return {
+            **settings,
             "model and labels": self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
             "augmentation": None if augment is None else _name_of(augment),
+            "added characters": self.vocabulary.added,
         }
+
+    def _write_or_compare(self, identity: Mapping[str, Any], *, resume: bool) -> None:
+        path = self.folder / SETTINGS_NAME
         if not path.exists() and (self.output / "config.json").exists():
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
+            write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
         if not resume:
             raise FileExistsError(f"{self.output} holds a training: resume it, or name another folder")
@@ -140,19 +164,25 @@ class Plan:
             settings.schedule, settings.learning_rate, warmup_steps=settings.warmup_steps, max_steps=settings.max_steps
         )
 
+    @property
+    def layout(self) -> StateLayout | None:
+        """How the state lies on devices; None for one device."""
+        return None if self.ocr.mesh is None else StateLayout(self.ocr.mesh, is_divided=self.settings.fsdp)
+
     def first_state(self) -> TrainState:
-        """The state before the first step, whole on each device."""
-        settings = self.settings
+        """The state before the first step, on the devices."""
+        settings, layout = self.settings, self.layout
+        # Each device gets its part of the weights before anything is made of them, so that none needs to hold all.
+        params = self.ocr.params if layout is None else layout.put(dict(self.ocr.params))
         state = create_state(
-            self.ocr.params,
+            params,
             self._optimizer(),
             seed=settings.seed,
             frozen=settings.frozen,
             lora=settings.lora,
             with_ema=settings.ema_decay is not None,
         )
-        mesh = self.ocr.mesh
-        return state if mesh is None else jax.device_put(state, NamedSharding(mesh, P()))
+        return state if layout is None else layout.put(state)
 
     def step(self) -> Any:
         """The compiled step; see `make_train_step`."""
@@ -165,6 +195,7 @@ class Plan:
             label_smoothing=settings.label_smoothing,
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
+            layout=self.layout,
         )
 
     def _optimizer(self) -> Any:
@@ -174,6 +205,41 @@ class Plan:
             weight_decay=settings.weight_decay,
             not_decayed=settings.not_decayed,
             max_grad_norm=settings.max_grad_norm,
+        )
+
+
+def _batches(
+    examples: Sequence[Example],
+    labels: np.ndarray,
+    ocr: TrOCR,
+    settings: TrainingSettings,
+    augment: Augmentation | None,
+) -> Batches:
+    """The batches, or this process's rows of them."""
+    rows = local_rows(ocr.mesh, settings.batch_size)
+    image_processor = ocr.processor.image_processor
+    return Batches(examples, labels, image_processor, settings.batch_size, settings.seed, augment, rows)
+
+
+def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
+    """The settings; ValueError where their batches cannot be divided over devices and parts."""
+    unit = settings.accumulate * num_devices
+    if settings.batch_size % unit:
+        raise ValueError(
+            f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
+            f"{num_devices} devices"
+        )
+    return settings
+
+
+def _check_rows_are_trained(settings: TrainingSettings) -> None:
+    """Raises ValueError where new tokens' rows of the embedding would stay what they start as."""
+    lora, frozen = settings.lora, settings.frozen
+    is_adapted = lora is None or re.search(lora.pattern, EMBEDDING)
+    if not is_adapted or (frozen is not None and re.search(frozen, EMBEDDING)):
+        option = f"lora_pattern={lora.pattern!r}" if lora else f"frozen={frozen!r}"
+        raise ValueError(
+            f"{option} leaves {EMBEDDING} as it is, and new tokens would never be learned: let it be trained as well"
         )
 
 

@@ -26,7 +26,8 @@ class TrainingSettings:
     after how many evaluations without a lower error rate training ends; 0 is never. `frozen` and `not_decayed` are
     patterns searched for in parameters' paths. `keep` is how many checkpoints are kept to resume from. `num_beams` is
     what validation reads with. With `lora_rank` adapters are trained in place of weights, their alpha twice the rank
-    unless it is given. Others: see `make_optimizer` and `make_train_step`.
+    unless it is given. `fsdp` divides weights and optimizer state among the devices (see `layout.py`), which each hold
+    them whole otherwise. Others: see `make_optimizer` and `make_train_step`.
     """
 
     max_steps: int | None = None
@@ -46,6 +47,7 @@ class TrainingSettings:
     ema_decay: float | None = None
     accumulate: int = 1
     remat: bool = False
+    fsdp: bool = False
     seed: int = 0
     eval_every: int | None = None
     patience: int = 8

@@ -18,6 +18,7 @@ from jax import lax
 
 from trocr_jax.modeling.loss import IGNORED_LABEL, shift_tokens_right, summed_cross_entropy
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
+from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.lora import LoRA, merge
 from trocr_jax.training.optimizer import compile_pattern
 
@@ -153,14 +154,16 @@ def make_train_step(
     deterministic: bool = False,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    layout: StateLayout | None = None,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, StepMetrics]]:
     """A compiled function (state, pixel_values [B, 3, height, width], labels [B, T]) -> (next state, metrics).
 
     It computes as the model's policy says, from float32 master weights, and gives the old state's buffers away. With
     `accumulate` A, gradients of A parts of the batch are added up one after another, which is the gradient of the
-    whole; A must divide B. A step whose loss or gradients are not finite, or that has no label, changes
-    no weight and is counted. The moving
-    average has decay `ema_decay`, less in the first steps: (1 + t) / (10 + t).
+    whole; A must divide B. A step whose loss or gradients are not finite, or that has no label, changes no weight and
+    is counted. The moving average has decay `ema_decay`, less in the first steps: (1 + t) / (10 + t).
+
+    A state that `layout` has put on devices stays so; batches are divided by `trocr_jax.sharding.shard_batch`.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; it is a number of parts of a batch, 1 or more")
@@ -173,13 +176,24 @@ def make_train_step(
         if (state.ema is None) != (ema_decay is None):
             raise ValueError("a moving average needs both create_state(with_ema=True) and make_train_step(ema_decay=)")
         num_tokens = jnp.sum(labels != IGNORED_LABEL)
-        value, grads = _gradients(loss, state, pixel_values, labels, num_tokens, accumulate=accumulate)
+        value, grads = _gradients(
+            _gathering(loss, layout), state, pixel_values, labels, num_tokens, accumulate=accumulate
+        )
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
         is_sound = jnp.isfinite(value) & jnp.isfinite(norm) & (num_tokens > 0)
         state = _updated(state, optimizer, grads, is_sound, ema_decay)
+        if layout is not None:
+            state = layout.constrain(state)
         return state, StepMetrics(value, norm, num_tokens, is_sound, state.num_skipped)
 
     return step
+
+
+def _gathering(loss: Callable[..., Array], layout: StateLayout | None) -> Callable[..., Array]:
+    """The loss of weights that are gathered first, where a layout divides them."""
+    if layout is None or not layout.is_divided:
+        return loss
+    return lambda params, *others: loss(layout.gather(params), *others)
 
 
 def _updated(

@@ -5,19 +5,35 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+
 from trocr_jax.datasets.example import Example
-from trocr_jax.evaluation.metrics import character_error_rate
+from trocr_jax.evaluation.metrics import character_edits
 from trocr_jax.evaluation.reading import read_examples
 from trocr_jax.recognizer import TrOCR
+from trocr_jax.training.processes import Team
 
 
-def validate(ocr: TrOCR, examples: Sequence[Example], *, num_beams: int = 1) -> float:
+def validate(ocr: TrOCR, examples: Sequence[Example], *, num_beams: int = 1, team: Team | None = None) -> float:
     """CER of all examples whose images can be read; a warning tells of others.
 
-    Raises ValueError where there is not one.
+    Of a team each process reads its part, and all get the same. Raises ValueError where not one can be read.
     """
+    if team is None:
+        team = Team(None)
+    edits = np.zeros(2, int)
+    if mine := examples[team.number :: team.size]:
+        edits = _edits(ocr, mine, num_beams)
+    num_edits, num_characters = team.total(edits)
+    if not num_characters:
+        raise ValueError("the validation lines that can be read hold no character")
+    return float(num_edits / num_characters)
+
+
+def _edits(ocr: TrOCR, examples: Sequence[Example], num_beams: int) -> np.ndarray:
+    """(edits, characters) of all examples that can be read."""
     lines, unreadable = read_examples(ocr, examples, num_beams=num_beams)
     if unreadable:
         told = f"validation without {len(unreadable)} lines, the first of which: {unreadable[0][1]}"
-        warnings.warn(told, stacklevel=2)
-    return character_error_rate([line.text for _, line in lines], [example.text for example, _ in lines])
+        warnings.warn(told, stacklevel=3)
+    return character_edits([line.text for _, line in lines], [example.text for example, _ in lines]).sum(axis=0)
