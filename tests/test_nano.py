@@ -6,6 +6,7 @@ import json
 import zipfile
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -29,6 +30,8 @@ def paths(nano):
 
 
 def test_float32_reproduces_ids_texts_and_scores(nano):
+    # The expected ones are of Pillow 13. Gradio wants 12, which rounds some pixels of resized images otherwise.
+    tolerance = 1e-4 if int(PIL.__version__.split(".")[0]) >= 13 else 1e-2
     folder, expected = nano
     ocr = TrOCR.from_pretrained(folder, dtype="float32")
     greedy, beam = ocr(paths(nano)), ocr(paths(nano), num_beams=4)
@@ -38,7 +41,7 @@ def test_float32_reproduces_ids_texts_and_scores(nano):
         assert line.text == entry["greedy_text"]
         assert [2, *best.token_ids] == entry["beam4_ids"]
         assert best.text == entry["beam4_text"]
-        np.testing.assert_allclose(best.sequence_score, entry["beam4_score"], atol=1e-4)
+        np.testing.assert_allclose(best.sequence_score, entry["beam4_score"], atol=tolerance)
 
 
 def test_embedded_default_reads_the_same_texts(nano):

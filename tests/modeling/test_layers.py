@@ -3,7 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.twins import config_dict, make_twin
+from trocr_jax.modeling import layers
 from trocr_jax.modeling.layers import MANY_ROWS, arrange, kernel_shape, matmul
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply, for_rows, prepare
 from trocr_jax.modeling.policy import FLOAT32, prepared
 
 
@@ -22,3 +25,20 @@ def test_a_product_is_the_same_in_every_layout_with_few_and_many_rows(layout, fe
         expected = x.astype(np.float64) @ kernel
         assert not np.any(np.asarray(y[..., features:]))  # panels are filled up with zeros
         np.testing.assert_allclose(y[..., :features], expected, rtol=0, atol=1e-5)
+
+
+def test_panels_are_put_together_for_a_loop_of_many_rows(monkeypatch):
+    twin = make_twin(config_dict(decoder={"tie_word_embeddings": False}), 0)
+    model, params = prepare(twin.params, VisionEncoderDecoder(twin.config, FLOAT32), platform="cpu")
+    pixels, ids = twin.pixels(2), np.array([[2, 5, 6, 7]] * 2)
+    expected = apply(model, params, pixels, ids)
+
+    def layouts(rows):
+        changed, tree = for_rows(model, params, rows)
+        np.testing.assert_allclose(apply(changed, tree, pixels, ids), expected, rtol=0, atol=1e-5)
+        return changed.policy.decoder_layout, changed.policy.head_layout
+
+    assert layouts(MANY_ROWS - 1) == ("panels", "panels")
+    assert layouts(MANY_ROWS) == ("in_out", "in_out")
+    monkeypatch.setattr(layers, "MANY_COPIES", 1)  # as with a large vocabulary
+    assert layouts(2) == ("panels", "in_out")

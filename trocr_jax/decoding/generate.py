@@ -28,7 +28,7 @@ from trocr_jax.decoding.search import EARLY_STOPPING, Cache, Hypotheses, SearchO
 from trocr_jax.decoding.shapes import bucket, length_bucket
 from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
-from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images
+from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images, for_rows
 from trocr_jax.sharding import DATA, axis_size, fetch, mesh_of
 
 Array = jax.Array
@@ -158,9 +158,10 @@ def run(
         states = encode_images(model, params, inputs.pixel_values, method="encode").last_hidden_state
     width = num_beams * num_samples  # one of the two is 1
     cache = apply(model, params, states, inputs.encoder_attention_mask, width, length, method="start")
+    stepper, step_params = for_rows(model, params, states.shape[0] * width)
 
     def step(tokens: Array, position: Array, ancestors: Array, cache: Cache) -> tuple[Array, Cache]:
-        return apply(model, params, tokens, position, ancestors, cache, method="step")
+        return apply(stepper, step_params, tokens, position, ancestors, cache, method="step")
 
     vocab_size, dtype = model.config.decoder.vocab_size, model.policy.result
     if num_beams == 1:

@@ -47,20 +47,29 @@ def arrange(kernel: Any, layout: Layout, xp: Any) -> Any:
     return kernel if layout == "in_out" else kernel.T
 
 
+def assemble(kernel: Array, features: int) -> Array:
+    """Panels [panels, in, PANEL] -> [in, features]."""
+    return kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1)[:, :features]
+
+
+def pays_in_panels(kernel: Array, rows: int) -> bool:
+    """Whether a product of so many rows is faster with the kernel's panels than with the same kernel as [in, out]."""
+    return rows < MANY_ROWS and kernel.shape[0] * kernel.shape[1] * rows < MANY_COPIES
+
+
 def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
     """X [..., in] times a kernel -> [..., out], in the policy's result dtype; panels' padding is part of `out`."""
     rows = x.size // x.shape[-1]
     flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
         flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    if layout == "panels" and rows < MANY_ROWS and kernel.shape[0] * flat.size < MANY_COPIES:
+    if layout == "panels" and pays_in_panels(kernel, rows):
         y = product("pri,pio->pro", jnp.broadcast_to(flat, (kernel.shape[0], *flat.shape)), kernel, policy)
         y = y.swapaxes(0, 1).reshape(flat.shape[0], -1)  # [panels, rows, PANEL] -> [rows, out]
     elif layout == "out_in":
         y = product("ri,oi->ro", flat, kernel, policy)
     else:
-        if layout == "panels":  # outside of the loop over tokens, where there is one
-            kernel = kernel.swapaxes(0, 1).reshape(flat.shape[1], -1)  # [panels, in, PANEL] -> [in, out]
+        kernel = assemble(kernel, kernel.shape[0] * PANEL) if layout == "panels" else kernel
         y = product("ri,io->ro", flat, kernel, policy)
     return y[:rows].reshape(*x.shape[:-1], y.shape[-1])  # [rows, out] -> [..., out]
 

@@ -21,7 +21,7 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
-from trocr_jax.modeling.layers import Array, Dense, arrange
+from trocr_jax.modeling.layers import MANY_ROWS, Array, Dense, arrange, assemble, pays_in_panels
 from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
 from trocr_jax.sharding import MODEL, axis_size, shard_params
 
@@ -173,6 +173,28 @@ def prepare(
         embedding = tree["decoder"]["embed_tokens"]["embedding"]  # astype copies nothing where the dtypes agree
         tree["decoder"]["output_projection"] = {"kernel": embedding.astype(policy.operand)}
     return model.clone(policy=policy), tree
+
+
+def for_rows(model: VisionEncoderDecoder, params: Params, rows: int) -> tuple[VisionEncoderDecoder, Params]:
+    """The prepared model and tree for a loop whose steps have so many rows.
+
+    Panels that do not pay there are put together before the loop, which XLA would do in each step.
+    """
+    policy, tree = model.policy, dict(params["decoder"])
+    if policy.head_layout == "panels" and not pays_in_panels(tree["output_projection"]["kernel"], rows):
+        kernel = assemble(tree["output_projection"]["kernel"], model.config.decoder.vocab_size)
+        tree["output_projection"] = {"kernel": kernel}
+        policy = dataclasses.replace(policy, head_layout="in_out")
+    if policy.decoder_layout == "panels" and rows >= MANY_ROWS:
+
+        def assembled(branch: Params) -> Params:
+            if "kernel" in branch:
+                return {**branch, "kernel": assemble(branch["kernel"], branch["bias"].shape[0])}
+            return {name: assembled(part) if isinstance(part, Mapping) else part for name, part in branch.items()}
+
+        tree |= {name: assembled(branch) for name, branch in tree.items() if name.startswith("layers_")}
+        policy = dataclasses.replace(policy, decoder_layout="in_out")
+    return model.clone(policy=policy), {**params, "decoder": tree}
 
 
 def _shared(params: Params, policy: Policy, mesh: Any) -> Params:

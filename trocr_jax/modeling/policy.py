@@ -33,6 +33,7 @@ class Policy:
     is_prepared: bool = False
     encoder_layout: Layout = "in_out"
     decoder_layout: Layout = "in_out"
+    head_layout: Layout = "in_out"
     # XLA's CPU backend multiplies two rows by panels faster than one, and has no fast bfloat16 product of less than
     # four: rows are padded up to this number.
     min_rows: int = 1
@@ -46,13 +47,6 @@ class Policy:
     def result(self) -> jnp.dtype:
         """Dtype of everything that is not an operand: float32, or float64 under the float64 policy."""
         return jnp.promote_types(self.operand, jnp.float32)
-
-    @property
-    def head_layout(self) -> Layout:
-        """The layout of the vocabulary's kernel: prepared without panels, it can be a tied embedding's own buffer."""
-        if not self.is_prepared or self.decoder_layout == "panels":
-            return self.decoder_layout
-        return "out_in"
 
 
 FLOAT32 = Policy("float32")
@@ -88,11 +82,13 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
     """
     is_cpu = (backend or jax.default_backend()) == "cpu"
     is_half = policy.operand == "bfloat16"
+    has_panels = is_cpu and not is_half
     return dataclasses.replace(
         policy,
         is_prepared=True,
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
-        decoder_layout="in_out" if not is_cpu else "out_in" if is_half else "panels",
+        decoder_layout="panels" if has_panels else "out_in" if is_cpu else "in_out",
+        head_layout="panels" if has_panels else "out_in",  # the latter can be a tied embedding's own buffer
         min_rows=1 if not is_cpu else 4 if is_half else 2,
         keys_first=is_cpu and not is_half,
         by_image=is_cpu,
