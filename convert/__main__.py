@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from convert.verify import verify
+    try:
+        from convert.verify import verify
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{error}; verify compares with torch: pip install -e ".[convert]"') from error
 
     report = verify(options.source, options.images, tokenizer=options.tokenizer)
     print(report)

@@ -55,4 +55,4 @@ def test_zsh_has_a_script(capsys):
 def test_without_shtab(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert cli.main(["completion", "bash"]) == 2
-    assert "pip install shtab" in capsys.readouterr().err
+    assert "trocr-jax[completion]" in capsys.readouterr().err

@@ -73,6 +73,22 @@ def _answer(request):
         return error
 
 
+def test_nothing_is_downloaded_for_a_visitor():
+    gradio = pytest.importorskip("gradio", reason="needs gradio: pip install trocr-jax[demo]")
+    from trocr_jax.demo import page
+
+    class Component:
+        async def async_move_resource_to_block_cache(self, path):
+            return f"kept {path}"
+
+    component = Component()
+    page._refuse_addresses(component)
+    with pytest.raises(gradio.Error, match="not downloaded"):
+        component.async_move_resource_to_block_cache("http://127.0.0.1:9/a.png").send(None)
+    with pytest.raises(StopIteration, match=r"kept /a\.png"):
+        component.async_move_resource_to_block_cache("/a.png").send(None)
+
+
 @pytest.mark.parametrize(
     "path",
     ["/etc/passwd", "../../../../etc/passwd", "pyproject.toml", str(pathlib.Path(cli.__file__)), "/proc/self/environ"],
@@ -161,6 +177,7 @@ def give(page, path):
 
 def read(page, button="#read-one"):
     """Presses the button -> the names of the cards that come."""
+    page.wait_for_selector("#lines .lines")  # which a new page draws last
     page.evaluate("document.querySelector('#lines .lines').id = 'before'")
     page.click(button)
     page.wait_for_selector("#lines .lines:not(#before)")

@@ -34,20 +34,25 @@ def test_images_are_read_in_order_and_a_bad_one_loses_no_other(reader, tmp_path)
     bad, wide = tmp_path / "bad.png", tmp_path / "wide.png"
     bad.write_bytes(b"no image")
     Image.new("1", (20_001, 1_000)).save(wide)
+    Image.new("L", (30, 10)).save(tmp_path / "eps.png", "EPS")  # for which Pillow would start Ghostscript
     images = [
         ("a.png", draw_line(EXAMPLES[0])),
         ("bad.png", str(bad)),
         ("wide.png", wide),
+        ("eps.png", tmp_path / "eps.png"),
         ("b", draw_line(EXAMPLES[2])),
     ]
     found = reader.read(images, Choices())
-    assert [line.result.source for line in found] == ["a.png", "bad.png", "wide.png", "b"]
-    assert [line.result.text for line in found] == [EXAMPLES[0], "", "", EXAMPLES[2]]
+    assert [line.result.source for line in found] == ["a.png", "bad.png", "wide.png", "eps.png", "b"]
+    assert [line.result.text for line in found] == [EXAMPLES[0], "", "", "", EXAMPLES[2]]
     assert "bad.png is not an image that can be read" in found[1].result.error
     assert "wide.png has 20001 x 1000 pixels; the most is 20 million" in found[2].result.error
+    assert "eps.png is a file of the kind EPS" in found[3].result.error
     assert not any(str(tmp_path) in (line.result.error or "") for line in found)
-    assert [line.picture is None for line in found] == [False, True, True, False]
+    assert [line.picture is None for line in found] == [False, True, True, True, False]
     assert all(word.box is not None for word in found[0].result.words)
+    [large] = reader.read([("large", draw_line(EXAMPLES[0]).resize((3000, 300)))], Choices())
+    assert large.picture.width == lines.PICTURE_SIZE[0]
 
 
 def test_constraints_and_beams_are_followed(reader):
@@ -114,7 +119,7 @@ def test_html_escapes_what_was_read_and_carries_the_json():
     assert [Recognition.from_dict(line) for line in content] == [result, error]
     picture = base64.b64decode(re.search('src="data:image/png;base64,([^"]+)"', page)[1])
     with Image.open(io.BytesIO(picture)) as image:
-        assert image.width == cards.PICTURE_SIZE[0]
+        assert image.width == 3000
     assert evil not in cards.message(evil)
     assert cards.to_text([Line(result, None), Line(error, None)]) == "<i>\n"
 

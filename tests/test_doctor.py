@@ -163,7 +163,7 @@ def test_a_cache_that_others_can_write_is_noted(cache_home):
     folder.chmod(0o777)
     found = doctor.check_cache()
     assert found.status == "note"
-    assert f"chmod go-w {folder}" in found.advice
+    assert f"chmod o-w {folder}" in found.advice
 
 
 def test_little_memory_is_noted(monkeypatch):

@@ -106,7 +106,7 @@ def check_devices() -> Finding:
         return Finding("devices", "ok", told, details=details)
     advice = f'pip install "trocr-jax[{extras[0]}]" for the accelerator that this machine has'
     if "JAX_PLATFORMS" in variables:
-        advice = "unset JAX_PLATFORMS to use the accelerator that this machine has"
+        advice = f"unset JAX_PLATFORMS to use the accelerator that this machine has, and if need be {advice}"
     return Finding("devices", "note", told, advice, details)
 
 
@@ -133,10 +133,13 @@ def check_cache() -> Finding:
 
     from trocr_jax.compilation_cache import cache_folder, enable_compilation_cache
 
-    folder = pathlib.Path(jax.config.jax_compilation_cache_dir or cache_folder())  # type: ignore[attr-defined]
+    name = str(jax.config.jax_compilation_cache_dir or cache_folder())  # type: ignore[attr-defined]
+    if "://" in name:
+        return Finding("compile cache", "ok", f"{name}, not looked at", details={"folder": name})
+    folder = pathlib.Path(name)
     advice = "without it every run compiles anew; set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to a folder of yours"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -146,8 +149,8 @@ def check_cache() -> Finding:
     sizes = [path.stat().st_size for path in folder.glob("*-cache")]
     details = {"folder": str(folder), "is_writable": True, "bytes": sum(sizes), "programs": len(sizes)}
     told = f"{folder}, writable, {len(sizes)} programs, {sum(sizes) / 1e6:.1f} MB"
-    if folder.stat().st_mode & 0o022:
-        advice = f"it holds executable code: chmod go-w {folder}"
+    if folder.stat().st_mode & 0o002:
+        advice = f"it holds executable code: chmod o-w {folder}"
         return Finding("compile cache", "note", f"{told}; other users can write to it", advice, details)
     return Finding("compile cache", "ok", told, details=details)
 
@@ -181,7 +184,9 @@ def free_memory() -> int | None:
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
         group = pathlib.Path("/sys/fs/cgroup")
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        found += [int(limit) - int(used)] if limit.isdecimal() else []
+        # What is kept of files only, and would be given up, counts as used there.
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found += [int(limit) - int(used) + int(counts.get("inactive_file", 0))] if limit.isdecimal() else []
     except OSError:
         pass  # another system, or no container
     return max(0, min(found)) if found else None
@@ -256,6 +261,7 @@ def check_timing(recogniser: list[TrOCR]) -> Finding:
 def check_hub() -> Finding:
     """Whether models can be downloaded; that they cannot is a note, since folders and cached models still load."""
     from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers
 
     details: dict[str, Any] = {"endpoint": constants.ENDPOINT, "is_offline": constants.HF_HUB_OFFLINE}
     otherwise = "or pass --model a folder; models that were downloaded before load from the cache"
@@ -263,7 +269,7 @@ def check_hub() -> Finding:
         return Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set", f"unset it to download, {otherwise}", details)
     try:
         address = f"{constants.ENDPOINT}/api/models/{HUB_MODEL}"
-        status = get_session().get(address, timeout=HUB_SECONDS).status_code
+        status = get_session().get(address, timeout=HUB_SECONDS, headers=build_hf_headers()).status_code
     except Exception as error:  # of whichever HTTP library
         told = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
         advice = f"check the connection, proxies and HF_ENDPOINT, {otherwise}"

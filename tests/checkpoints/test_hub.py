@@ -263,7 +263,9 @@ def test_an_unreachable_hub_is_named_at_once(hub, trouble, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
         options["local_files_only"] = True
-    reason = "local_files_only forbids" if trouble == "local_files_only" else "the hub cannot be reached"
+    reason = {"local_files_only": "local_files_only forbids", "offline": "HF_HUB_OFFLINE forbids"}.get(
+        trouble, "the hub cannot be reached"
+    )
     start = time.monotonic()
     with pytest.raises(OSError, match=f"org/model is neither a folder nor wholly in the local cache, and {reason}"):
         trocr_jax.TrOCR.from_pretrained("org/model", **options)

@@ -220,7 +220,7 @@ def test_default_length_fits_a_line_and_the_table():
 BAD_CALLS = [
     ({"options": {"max_new_tokens": 49}}, "position table ends at 49"),
     ({"options": {"max_length": 50}}, "max_new_tokens=48"),
-    ({"options": {"num_beam": 4}}, "unknown generation options"),
+    ({"options": {"num_beam": 4}}, r"unknown generation options \['num_beam'\]; is 'num_beams' meant\?"),
     ({"options": {"temperature": 0.5}}, "do_sample=True"),
     ({"options": {"do_sample": True, "temperature": 0.0}}, "temperature is 0.0"),
     ({"options": {"do_sample": True, "top_p": 1.5}}, "top_p is 1.5"),

@@ -22,6 +22,7 @@ from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
 from trocr_jax.training import Batches, TrainingSettings, fit
 from trocr_jax.training.plan import Plan
+from trocr_jax.training.validation import validate
 
 STEPS = 150
 WEIGHTS = "flax_model.safetensors"
@@ -278,6 +279,29 @@ def run_two(folder, output, max_steps, num_images=(None, None), **changes):
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.mark.slow
+def test_two_processes_train_divided_adapters(folder):
+    output = folder / "two-adapters"
+    assert run_two(folder, output, 2, fsdp=True, lora_rank=8) == [0, 0]
+    assert (output / "training" / "adapters.safetensors").is_file()
+
+
+def test_a_process_that_can_read_nothing_does_not_leave_the_others_waiting(ocr):
+    class Second:
+        """The second of two processes; the first found 1 edit in 4 characters."""
+
+        number, size = 1, 2
+
+        def total(self, edits):
+            return edits + np.array([1, 4])
+
+    def fail():
+        raise ImageError("missing")
+
+    lines = [*examples()[:1], Example("line 1", "abc", fail)]
+    assert validate(ocr, lines, team=Second()) == 0.25
 
 
 @pytest.mark.slow

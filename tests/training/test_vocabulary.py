@@ -21,7 +21,9 @@ from trocr_jax.processing.added_characters import with_characters
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.training import TextEncoder, extend_vocabulary, fit, replace_tokenizer
-from trocr_jax.training.vocabulary import missing_characters
+from trocr_jax.training.plan import _check_rows_are_trained
+from trocr_jax.training.settings import TrainingSettings
+from trocr_jax.training.vocabulary import EMBEDDING, HEAD, missing_characters
 
 # Two, three and four bytes; "é" alone is in the alphabet that byte-level tokenizers write bytes in.
 CHARACTERS = "жéếẽ🙂"
@@ -123,8 +125,29 @@ def test_robertas_own_tokenizer_gets_what_other_scripts_need(shared, tmp_path, t
 
 def test_other_kinds_are_refused():
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer = TrOCRTokenizer(backend, {"unk_token": "<unk>"})
     with pytest.raises(ValueError, match="WordLevel"):
-        with_characters(TrOCRTokenizer(backend, {"unk_token": "<unk>"}), "b")
+        with_characters(tokenizer, "b")
+    assert with_characters(tokenizer, "") is tokenizer  # as every training without other characters asks for
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_is_no_loss(ocr):
+    content = json.loads(ocr.processor.tokenizer.backend.to_str())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    old = ocr.processor.tokenizer
+    prefixed = TrOCRTokenizer(Tokenizer.from_str(json.dumps(content)), old.special_tokens, old.config)
+    lines = examples(["жab"] * 10)
+    assert not Coverage.of(lines, prefixed).lost
+    assert missing_characters(lines, prefixed) == "ж"
+    assert not Coverage.of(lines, with_characters(prefixed, "ж")).several
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD])
+def test_new_rows_have_to_be_trained(name):
+    _check_rows_are_trained(TrainingSettings(frozen="^encoder/"), {EMBEDDING, HEAD})
+    with pytest.raises(ValueError, match=f"leaves {name} as it is"):
+        _check_rows_are_trained(TrainingSettings(frozen=name), {EMBEDDING, HEAD})
+    _check_rows_are_trained(TrainingSettings(frozen=HEAD), {EMBEDDING})
 
 
 def test_auto_takes_what_cannot_be_spelled_and_what_is_frequent(ocr, unigram):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.config import CONFIG_NAME, GENERATION_CONFIG_NAME, read_json
 from trocr_jax.processing.image import PREPROCESSOR_NAME, PROCESSOR_NAME
 from trocr_jax.processing.tokenizer import FILE_NAMES as TOKENIZER_NAMES
+from trocr_jax.registry import OFFICIAL
 
 NATIVE_NAME = "flax_model.safetensors"
 NATIVE_INDEX_NAME = "flax_model.safetensors.index.json"
@@ -72,7 +74,8 @@ def local_folder(
         return folder
     repo_id = os.fspath(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or repo_id.startswith("."):
-        raise FileNotFoundError(f"{repo_id!r} is neither a folder nor a hub id of the form org/name")
+        kind = "a file, neither a folder" if os.path.isfile(repo_id) else "neither a folder"
+        raise FileNotFoundError(f"{repo_id!r} is {kind} nor a hub id of the form org/name")
     options = {
         "revision": revision,
         "token": token,
@@ -253,15 +256,26 @@ def _absent(repo_id: str, token: str | bool | None) -> str:
         with contextlib.suppress(Exception):
             HfApi().repo_info(repo_id, repo_type=kind, token=token, timeout=5)
             return f"{repo_id} is a {kind} on the hub, not a model; pass the id of a model"
-    return f"{repo_id} is not a folder here and no model on the hub; check the spelling, or log in if it is private"
+    check = f"check the spelling{_spelling(repo_id)}, or log in if it is private"
+    return f"{repo_id} is not a folder here and no model on the hub; {check}"
+
+
+def _spelling(repo_id: str) -> str:
+    """A question, where an official model has nearly this name."""
+    name = repo_id.split("/")[-1]
+    near = difflib.get_close_matches(name, OFFICIAL, n=1, cutoff=0.9)
+    return f" (is microsoft/{near[0]} meant?)" if near and repo_id != f"microsoft/{near[0]}" else ""
 
 
 def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> pathlib.Path:
     import huggingface_hub
 
-    advice = "the hub cannot be reached; check the connection and HF_HUB_OFFLINE, or pass a folder"
+    advice = "the hub cannot be reached; check the connection, or pass a folder"
     if options["local_files_only"]:
         advice = "local_files_only forbids to ask the hub; load it once without, or pass a folder"
+    elif huggingface_hub.constants.HF_HUB_OFFLINE:
+        advice = "HF_HUB_OFFLINE forbids to ask the hub; unset it, or pass a folder"
+    advice += _spelling(repo_id)
     unreachable = f"{repo_id} is neither a folder nor wholly in the local cache, and {advice}"
     absent = functools.partial(_absent, repo_id, options["token"])
     with _explained(repo_id, options["revision"], "downloaded", absent, unreachable):

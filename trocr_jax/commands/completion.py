@@ -33,7 +33,7 @@ def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     try:
         import shtab
     except ImportError as error:
-        raise ValueError("completion needs the package shtab: pip install shtab") from error
+        raise ValueError('completion needs the package shtab: pip install "trocr-jax[completion]"') from error
     for action in _actions(parser):
         if isinstance(action.metavar, str) and any(name in action.metavar for name in _PATHS):
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it

@@ -178,7 +178,11 @@ def _model(source: str | None) -> tuple[TrOCRTokenizer, int, int]:
     config = VisionEncoderDecoderConfig.from_dict(read_json(folder / "config.json"))
     tokenizer = TrOCRTokenizer.from_pretrained(folder)
     # As it will be trained: with the end's token, and in the format "hf" one in front of the text as well.
-    num_special = 2 if detect_label_format(GenerationConfig.from_pretrained(folder), tokenizer) == "hf" else 1
+    try:
+        label_format = detect_label_format(GenerationConfig.from_pretrained(folder), tokenizer)
+    except ValueError:  # not every folder with a tokenizer says how a text starts
+        label_format = "fairseq"
+    num_special = 2 if label_format == "hf" else 1
     # A text's last token is no input: the start token has its place.
     return tokenizer, config.decoder.max_position_embeddings, num_special
 

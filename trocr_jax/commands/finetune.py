@@ -219,7 +219,9 @@ def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[st
         f"CER of {num_lines} validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
         f"after {result.best_step} of {result.num_steps} steps, whose weights are in {output}"
     ]
-    if result.best_step == 0:
+    if result.best_step == 0 and result.first_cer == 0:
+        told.append("the model that was started from reads all of them already: longer or harder lines would tell more")
+    elif result.best_step == 0:
         told.append("no step read them better than the model that was started from; try a lower --learning-rate")
     if result.num_skipped:
         told.append(

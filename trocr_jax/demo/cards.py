@@ -14,7 +14,6 @@ from trocr_jax.demo.lines import Line
 from trocr_jax.results import Recognition, Word
 
 EMPTY = '<div class="lines"><p class="note">What is read will be here.</p></div>'
-PICTURE_SIZE = (1200, 600)  # pixels, at most
 STYLE = """\
 #lines .html-container, #lines .prose { padding: 0; }
 .lines { display: flex; flex-direction: column; gap: 16px; }
@@ -96,8 +95,6 @@ def _others(result: Recognition) -> str:
 
 
 def _picture(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail(PICTURE_SIZE)
     content = io.BytesIO()
-    shown.save(content, "PNG")
+    image.save(content, "PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -20,6 +20,9 @@ from trocr_jax.results import Recognition
 EMBEDDED = "embedded model"
 MAX_IMAGES = 32
 MAX_PIXELS = 20_000_000
+# Pillow reads these itself; for others, such as EPS, it may start other programs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+PICTURE_SIZE = (1200, 600)  # pixels, at most
 MAX_CHARACTERS = {"pattern": 500, "allowed": 2_000, "lexicon": 200_000}
 MAX_BEAMS, MAX_HYPOTHESES = 8, 5
 MARGIN = 12  # pixels around a drawing
@@ -52,7 +55,10 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One image and what was read in it; `picture` has the words' boxes, None if the image could not be read."""
+    """One image and what was read in it; `picture`, small enough to be shown, has the words' boxes.
+
+    It is None if the image could not be read.
+    """
 
     result: Recognition
     picture: Image.Image | None
@@ -86,25 +92,20 @@ class Reader:
             raise ValueError(f"beams go from 1 to {MAX_BEAMS}")
         if len(images) > MAX_IMAGES:
             raise ValueError(f"{len(images)} images are too many: at most {MAX_IMAGES} at a time, please")
-        opened = [_opened(name, image) for name, image in images]
-        readable = [image for image in opened if isinstance(image, Image.Image)]
         options: dict[str, Any] = {"constraint": choices.constraint(), "num_beams": choices.num_beams}
         if choices.num_beams > 1:
             options["num_return_sequences"] = min(choices.num_beams, MAX_HYPOTHESES)
         with self._turn:
-            # One image at a time: whatever number is given, nothing is compiled for it.
-            found = iter(self._models[choices.model](readable, batch_size=1, boxes=True, **options))
-        return [
-            _error(name, image) if isinstance(image, ImageError) else _line(name, image, next(found))
-            for (name, _), image in zip(images, opened, strict=True)
-        ]
+            # One image at a time: whatever number is given, nothing is compiled for it, and one is in memory.
+            return [_line(name, image, self._models[choices.model], options) for name, image in images]
 
 
 def _opened(name: str, image: Any) -> Image.Image | ImageError:
-    """The upright image in RGB, or why it cannot be read; one of too many pixels is not even decoded."""
+    """The upright image in RGB, or why it cannot be read; a file of too many pixels is not even decoded."""
     try:
         if isinstance(image, str | pathlib.Path):
             with Image.open(image) as file:
+                _check_kind(name, file)
                 _check_size(name, file)
         else:
             _check_size(name, image)
@@ -115,6 +116,11 @@ def _opened(name: str, image: Any) -> Image.Image | ImageError:
         return ImageError(f"{name} is not an image that can be read; PNG, JPEG, TIFF, WebP and the like can")
 
 
+def _check_kind(name: str, image: Image.Image) -> None:
+    if image.format not in FORMATS:
+        raise ImageError(f"{name} is a file of the kind {image.format}; read are {', '.join(FORMATS)}")
+
+
 def _check_size(name: str, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
@@ -123,13 +129,14 @@ def _check_size(name: str, image: Image.Image) -> None:
         )
 
 
-def _error(name: str, error: ImageError) -> Line:
-    return Line(Recognition("", finish_reason="error", error=str(error), source=name), None)
-
-
-def _line(name: str, image: Image.Image, result: Recognition) -> Line:
-    result = dataclasses.replace(result, source=name)
-    return Line(result, image if result.error else result.draw(image))
+def _line(name: str, image: Any, model: TrOCR, options: dict[str, Any]) -> Line:
+    opened = _opened(name, image)
+    if isinstance(opened, ImageError):
+        return Line(Recognition("", finish_reason="error", error=str(opened), source=name), None)
+    result = dataclasses.replace(model(opened, boxes=True, **options), source=name)
+    picture = opened if result.error else result.draw(opened)
+    picture.thumbnail(PICTURE_SIZE)
+    return Line(result, picture)
 
 
 def cropped_to_ink(drawing: Image.Image) -> Image.Image | None:

@@ -115,7 +115,21 @@ def _sources(folder: pathlib.Path) -> list[tuple[gr.Button, Any, Callable[[Any],
             elem_id="drawing",
         )  # fmt: skip
         found.append((gr.Button("Read", variant="primary", elem_id="read-drawing"), drawing, _from_drawing))
+    for _, component, _ in found:
+        _refuse_addresses(component)
     return found
+
+
+def _refuse_addresses(component: Any) -> None:
+    """Gradio would download, of any size, what a request names in the place of an upload."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_upload(path: Any) -> Any:
+        if "://" in str(path):
+            raise gr.Error("images are uploaded here, not downloaded")
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = move_upload
 
 
 def _choices(names: Sequence[str]) -> list[Any]:

@@ -8,6 +8,7 @@ the reference stops after 20 tokens.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -95,7 +96,10 @@ class GenerationConfig(_Config):
         fields = {field.name: field for field in dataclasses.fields(self)}
         unknown = sorted(changes.keys() - fields.keys() - _NEUTRAL.keys() - _NEUTRAL_IN_SAMPLING.keys())
         if unknown:
-            raise ValueError(f"unknown generation options {unknown}; supported are {sorted(set(fields) - {'extra'})}")
+            supported = sorted(set(fields) - {"extra"})
+            near = difflib.get_close_matches(unknown[0], supported, n=1)
+            meant = f"; is {near[0]!r} meant?" if near else "."
+            raise ValueError(f"unknown generation options {unknown}{meant} Supported are {supported}")
         known = {name: value for name, value in changes.items() if name in fields}
         known = {name: fields[name].default if value is None else value for name, value in known.items()}
         others = {name: value for name, value in changes.items() if name not in fields}

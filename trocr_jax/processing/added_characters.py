@@ -7,7 +7,7 @@ extended, which are those of TrOCR's checkpoints:
 - byte-level BPE (RoBERTa) spells any character, rare ones in up to four tokens. A character gets merges of its bytes,
   before all others, so that nothing else can take one of its bytes away: " ж" is then " " and "ж", where the space had
   been joined with the first byte of many Cyrillic letters. BPE joins two tokens at a time, so characters of three and
-  four bytes have their first bytes as tokens too, which others share.
+  four bytes have their first bytes as tokens too, which others share: one of those may lose the token that it had.
 - Unigram (SentencePiece) gets a piece of the lowest score, which is preferred to the unknown token alone.
 """
 
@@ -31,6 +31,8 @@ def with_characters(tokenizer: TrOCRTokenizer, characters: Iterable[str]) -> TrO
     """
     backend = tokenizer.backend
     wanted = [c for c in dict.fromkeys(characters) if not (c.isspace() or has_token(tokenizer, c))]
+    if not wanted:
+        return tokenizer
     content = json.loads(backend.to_str())
     _keep_added_tokens(content)
     if isinstance(backend.model, models.BPE) and isinstance(backend.decoder, decoders.ByteLevel):
@@ -56,7 +58,8 @@ def has_token(tokenizer: TrOCRTokenizer, character: str) -> bool:
     """Whether one token, beside a mark for a space in front of the text, spells the character."""
     ids = tokenizer(character, add_special_tokens=False).input_ids
     is_one = len(ids) == 1 or (len(ids) == 2 and tokenizer.convert_ids_to_tokens(ids)[0] in ("▁", "Ġ"))
-    return is_one and tokenizer.decode(ids, skip_special_tokens=True) == character
+    # Byte-level tokenizers with `add_prefix_space` leave the space that they put in front.
+    return is_one and tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ") == character
 
 
 def byte_spelling(character: str) -> str:

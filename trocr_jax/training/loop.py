@@ -213,13 +213,13 @@ class _Loop:
         plan = self._plan
         # Copies: the next step overwrites the buffers, which on CPU numpy would look at.
         params = jax.tree.map(np.array, fetch(state.averaged_params))
+        adapters = None if plan.settings.lora is None else fetch(state.trainable if state.ema is None else state.ema)
         reader = self._reader.with_params(params, generation_config=plan.generation_config)
         cer = validate(reader, plan.validation, num_beams=plan.settings.num_beams, team=plan.team)
         progress = progress.evaluated(cer)
         if progress.best_step == progress.step and plan.team.leads:
             reader.save_pretrained(plan.output)
-            if plan.settings.lora is not None:
-                adapters = state.trainable if state.ema is None else state.ema
+            if adapters is not None:
                 save_adapters(adapters, state.lora_scale, plan.folder / ADAPTERS_NAME)
         self._history.add({**row, "cer": cer})
         return progress

@@ -13,10 +13,11 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from trocr_jax.checkpoints.folder import check_output
 from trocr_jax.config import read_json, write_json
@@ -33,7 +34,7 @@ from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from trocr_jax.training.processes import Team
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
-from trocr_jax.training.vocabulary import EMBEDDING, VocabularyReport, change_vocabulary
+from trocr_jax.training.vocabulary import EMBEDDING, HEAD, VocabularyReport, change_vocabulary
 
 # Below the output folder, beside the model.
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
@@ -73,7 +74,7 @@ class Plan:
             raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
         ocr, report = change_vocabulary(ocr, train, validation, **vocabulary, seed=settings.seed)
         if report.is_changed:
-            _check_rows_are_trained(settings)
+            _check_rows_are_trained(settings, flatten_dict(dict(ocr.params), sep="/"))
         encoder = TextEncoder.of(ocr, label_format=settings.label_format)
         kept, rows = _within_length(train, encoder)
         settings = _fitting(settings.resolved(len(kept), ocr.config), axis_size(ocr.mesh, DATA))
@@ -138,7 +139,7 @@ class Plan:
             write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
         if not resume:
-            raise FileExistsError(f"{self.output} holds a training: resume it, or name another folder")
+            raise FileExistsError(f"{self.output} holds a training: resume it (--resume), or name another folder")
         before = read_json(path)
         differing = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
         if differing:
@@ -232,15 +233,18 @@ def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
     return settings
 
 
-def _check_rows_are_trained(settings: TrainingSettings) -> None:
-    """Raises ValueError where new tokens' rows of the embedding would stay what they start as."""
+def _check_rows_are_trained(settings: TrainingSettings, names: Container[str]) -> None:
+    """Raises ValueError where new tokens' rows of the embedding or the head would stay what they start as."""
     lora, frozen = settings.lora, settings.frozen
-    is_adapted = lora is None or re.search(lora.pattern, EMBEDDING)
-    if not is_adapted or (frozen is not None and re.search(frozen, EMBEDDING)):
-        option = f"lora_pattern={lora.pattern!r}" if lora else f"frozen={frozen!r}"
-        raise ValueError(
-            f"{option} leaves {EMBEDDING} as it is, and new tokens would never be learned: let it be trained as well"
-        )
+    for name in (EMBEDDING, HEAD):
+        if name not in names:  # a tied head
+            continue
+        is_adapted = lora is None or re.search(lora.pattern, name)
+        if not is_adapted or (frozen is not None and re.search(frozen, name)):
+            option = f"lora_pattern={lora.pattern!r}" if lora else f"frozen={frozen!r}"
+            raise ValueError(
+                f"{option} leaves {name} as it is, and new tokens would never be learned: let it be trained as well"
+            )
 
 
 def _within_length(train: Sequence[Example], encoder: TextEncoder) -> tuple[Sequence[Example], list[list[int]]]:

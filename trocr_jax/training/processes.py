@@ -20,16 +20,17 @@ from jax.sharding import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-    """The processes whose devices a training's mesh has; one alone does all of it, and waits for nobody."""
+    """The processes that train, which are all that there are; one alone does all of it, and waits for nobody."""
 
     mesh: Mesh | None
 
     def __post_init__(self) -> None:
         processes = {device.process_index for device in self.mesh.devices.flat} if self.mesh is not None else {0}
-        if len(processes) not in (1, jax.process_count()):
+        # Checkpoints are written by all processes together, whatever the mesh.
+        if len(processes) != jax.process_count():
             raise ValueError(
-                f"the mesh has devices of {len(processes)} of {jax.process_count()} processes; make it of all, "
-                "jax.devices(), or of this one's, jax.local_devices()"
+                f"the model is on devices of {len(processes)} of {jax.process_count()} processes: load it with "
+                "mesh=trocr_jax.make_mesh(jax.devices()), or train without jax.distributed"
             )
 
     @property

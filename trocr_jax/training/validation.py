@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -19,12 +20,15 @@ def validate(ocr: TrOCR, examples: Sequence[Example], *, num_beams: int = 1, tea
 
     Of a team each process reads its part, and all get the same. Raises ValueError where not one can be read.
     """
-    if team is None:
-        team = Team(None)
-    edits = np.zeros(2, int)
-    if mine := examples[team.number :: team.size]:
-        edits = _edits(ocr, mine, num_beams)
-    num_edits, num_characters = team.total(edits)
+    if team is None or team.size == 1:
+        num_edits, num_characters = _edits(ocr, examples, num_beams)
+    else:
+        edits = np.zeros(2, int)
+        if mine := examples[team.number :: team.size]:
+            # Where none of these can be read, the others wait for this one's numbers all the same.
+            with contextlib.suppress(ValueError):
+                edits = _edits(ocr, mine, num_beams)
+        num_edits, num_characters = team.total(edits)
     if not num_characters:
         raise ValueError("the validation lines that can be read hold no character")
     return float(num_edits / num_characters)

@@ -73,11 +73,11 @@ def extend_vocabulary(ocr: TrOCR, characters: str, *, seed: int = 0) -> TrOCR:
     """
     old = ocr.processor.tokenizer
     new = with_characters(old, characters)
+    if new is old:
+        return ocr
     known = set(old.get_vocab().values())
     added = {number: token for token, number in new.get_vocab().items() if number not in known}
-    if not added:
-        return ocr
-    sources: list[Sequence[int]] = [[i] for i in range(max(*added, ocr.config.decoder.vocab_size - 1) + 1)]
+    sources: list[Sequence[int]] = [[i] for i in range(max([*added, ocr.config.decoder.vocab_size - 1]) + 1)]
     for number, token in added.items():
         # By the model inside, since the token may be a part of a character.
         pieces = [piece.id for piece in old.backend.model.tokenize(token)]
