@@ -99,7 +99,7 @@ def test_texts_are_drawn_with_the_oracles_probabilities():
         ids = np.array([text])
         with torch.inference_mode():
             logits = twin.oracle(torch.from_numpy(pixels), decoder_input_ids=torch.from_numpy(ids)).logits[:, -1]
-            scores = torch.from_numpy(oracle_scores(warpers, ids, logits.numpy()))
+            scores = torch.from_numpy(oracle_scores(warpers, ids, logits.numpy())).double()
         return [(token, p) for token, p in enumerate(torch.softmax(scores, -1)[0].tolist()) if p > 0]
 
     probabilities = {}
