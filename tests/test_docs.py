@@ -137,7 +137,17 @@ def spans(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_prose_names_is_there(page):
-    known = {*all_options(cli._parser()), "--no-processes", "--dtypes"}  # the last two are of benchmarks
+    of_benchmarks = {
+        "--no-processes",
+        "--dtypes",
+        "--topology",
+        "--peers",
+        "--suite",
+        "--runs",
+        "--models",
+        "--policies",
+    }
+    known = {*all_options(cli._parser()), *of_benchmarks}
     for span in spans(page):
         is_ours = span.startswith(("trocr-jax", "--", "python -m benchmarks"))
         for option in re.findall(r"(?<!\S)--[a-z-]+", span) if is_ours else ():

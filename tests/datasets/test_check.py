@@ -55,6 +55,9 @@ def test_nothing_is_found_where_nothing_is_wrong(tmp_path, model, capsys):
     assert (status, err) == (0, "")
     expected = f"{train}: 2 lines\n  nothing found\n{test}: 1 lines\n  nothing found\nbetween them\n  nothing found\n"
     assert out == expected
+    status, out, err = check(capsys, "--model", model, train, test, train)
+    assert (status, out) == (2, "")
+    assert f"{train} is named twice" in err
 
 
 WRONG = {

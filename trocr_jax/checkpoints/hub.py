@@ -269,11 +269,12 @@ def _spelling(repo_id: str) -> str:
 
 def _download(repo_id: str, options: dict[str, Any], *, with_weights: bool) -> pathlib.Path:
     import huggingface_hub
+    from huggingface_hub import constants
 
     advice = "the hub cannot be reached; check the connection, or pass a folder"
     if options["local_files_only"]:
         advice = "local_files_only forbids to ask the hub; load it once without, or pass a folder"
-    elif huggingface_hub.constants.HF_HUB_OFFLINE:
+    elif constants.HF_HUB_OFFLINE:
         advice = "HF_HUB_OFFLINE forbids to ask the hub; unset it, or pass a folder"
     advice += _spelling(repo_id)
     unreachable = f"{repo_id} is neither a folder nor wholly in the local cache, and {advice}"

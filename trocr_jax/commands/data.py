@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,8 @@ def _synthesize(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if twice := [path for path, count in collections.Counter(options.paths).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is named twice: all of its lines would be shared with itself")
     opened = {path: open_dataset(path, format=options.data_format) for path in options.paths}
     found, is_wrong = _findings(options, opened)
     print("\n".join(found))
