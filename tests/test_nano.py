@@ -30,8 +30,6 @@ def paths(nano):
 
 
 def test_float32_reproduces_ids_texts_and_scores(nano):
-    # The expected ones are of Pillow 13. Gradio wants 12, which rounds some pixels of resized images otherwise.
-    tolerance = 1e-4 if int(PIL.__version__.split(".")[0]) >= 13 else 1e-2
     folder, expected = nano
     ocr = TrOCR.from_pretrained(folder, dtype="float32")
     greedy, beam = ocr(paths(nano)), ocr(paths(nano), num_beams=4)
@@ -41,7 +39,12 @@ def test_float32_reproduces_ids_texts_and_scores(nano):
         assert line.text == entry["greedy_text"]
         assert [2, *best.token_ids] == entry["beam4_ids"]
         assert best.text == entry["beam4_text"]
-        np.testing.assert_allclose(best.sequence_score, entry["beam4_score"], atol=tolerance)
+    scores = np.array([[best.sequence_score, entry["beam4_score"]] for entry, best in zip(expected, beam, strict=True)])
+    differences = np.abs(scores[:, 0] - scores[:, 1])
+    # The expected ones are of Pillow 13. Gradio wants 12, which rounds some pixels of 17 of the images otherwise.
+    is_same_pillow = int(PIL.__version__.split(".")[0]) >= 13
+    assert np.sum(differences < 1e-4) >= (64 if is_same_pillow else 47)
+    assert differences.max() < 1e-2
 
 
 def test_embedded_default_reads_the_same_texts(nano):

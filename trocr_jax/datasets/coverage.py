@@ -34,7 +34,7 @@ class Speller:
     def __call__(self, text: str) -> Spelling:
         """What the tokenizer makes of a text."""
         ids = self._ids(text)
-        comes_back = self._decoded(ids) == text.removeprefix(" ")
+        comes_back = self._leads_back(ids, text)
         lost = "" if comes_back else "".join(sorted({c for c in text if not self.can_spell(c)}))
         return Spelling(len(ids), lost, comes_back)
 
@@ -43,7 +43,7 @@ class Speller:
         if character not in self._is_spelled:
             # Between letters, since spaces at the ends of a text may go.
             ids = self._ids(f"a{character}a")
-            self._is_spelled[character] = self._decoded(ids) == f"a{character}a"
+            self._is_spelled[character] = self._leads_back(ids, f"a{character}a")
         return self._is_spelled[character]
 
     def num_tokens(self, character: str) -> int:
@@ -53,9 +53,9 @@ class Speller:
             self._num_tokens[character] = len(tokens) - (len(tokens) > 1 and tokens[0] in ("▁", "Ġ"))
         return self._num_tokens[character]
 
-    def _decoded(self, ids: list[int]) -> str:
+    def _leads_back(self, ids: list[int], text: str) -> bool:
         # Byte-level tokenizers with `add_prefix_space` leave the space that they put in front.
-        return self.tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ")
+        return self.tokenizer.decode(ids, skip_special_tokens=True) in (text, f" {text}")
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
