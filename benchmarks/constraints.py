@@ -68,7 +68,7 @@ def main() -> None:
     automata, times = {}, {name: [] for name in constraints}
     for name, constraint in constraints.items():
         start = time.perf_counter()
-        automata[name] = constraint and compile_constraint(constraint, tokenizer, SIZE, (2,))
+        automata[name] = constraint and compile_constraint(constraint, tokenizer, SIZE, (2,), 2)
         making = time.perf_counter() - start
         if automata[name]:
             tables = make_tables(automata[name], SIZE)
