@@ -136,6 +136,7 @@ def fetch(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         assert isinstance(leaf.sharding, NamedSharding)
-        return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P()))
+        # One at a time: on CPU the collectives of several programs at once take all threads and wait for each other.
+        return jax.device_get(jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P())))
 
     return jax.device_get(jax.tree.map(whole, tree))
