@@ -102,7 +102,7 @@ def one_host(folder: str) -> dict[str, np.ndarray]:
     found = readings(folder, whole=(None, READINGS), shared=(make_mesh(model=2), ("beam",)))
     for name, mesh in (("whole", None), ("shared", make_mesh(model=2))):
         _, params = VisionEncoderDecoderModel.from_pretrained(folder, mesh=mesh).runtime
-        kernel = params["decoder"]["layers_0"]["mlp"]["fc2"]["kernel"]
+        kernel = jax.tree.leaves(params["decoder"]["layers_0"]["mlp"]["fc2"]["kernel"])[0]
         found[f"{name}/kernel"] = np.asarray(kernel.shape)
         found[f"{name}/share"] = np.asarray(kernel.sharding.shard_shape(kernel.shape))
     ocr = TrOCR.from_pretrained()

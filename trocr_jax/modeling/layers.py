@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,52 +26,66 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-# A product with panels copies the rows once a panel. From so many rows or copied numbers on it is slower than one with
-# [in, out] weights.
+# From so many rows on a product with panels is slower than one with an [in, out] kernel.
 MANY_ROWS = 48
-MANY_COPIES = 1 << 24
 
 
-def kernel_shape(in_features: int, features: int, layout: Layout) -> tuple[int, ...]:
-    """The shape of a kernel in a layout."""
-    if layout == "panels":
-        return -(-features // PANEL), in_features, PANEL
-    return (in_features, features) if layout == "in_out" else (features, in_features)
+def panel_shapes(in_features: int, features: int, parts: int) -> list[tuple[int, int, int]]:
+    """The shapes [panels, in, PANEL] of a kernel's parts in panels, at most so many of them.
+
+    In:  1024 -> 300 features, 3 parts
+    Out: [(2, 1024, 64), (2, 1024, 64), (1, 1024, 64)]
+    """
+    panels = -(-features // PANEL)
+    parts = min(parts, panels)
+    return [(panels // parts + (i < panels % parts), in_features, PANEL) for i in range(parts)]
 
 
-def arrange(kernel: Any, layout: Layout, xp: Any) -> Any:
+def arrange(kernel: Any, policy: Policy, layout: Layout, xp: Any) -> Any:
     """A kernel [in, out] in another layout, by numpy or jax.numpy."""
-    if layout == "panels":
-        padded = xp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % PANEL)))
-        return padded.reshape(kernel.shape[0], -1, PANEL).swapaxes(0, 1)
-    return kernel if layout == "in_out" else kernel.T
+    if layout != "panels":
+        return kernel if layout == "in_out" else kernel.T
+    in_features, features = kernel.shape
+    if features % PANEL:
+        kernel = xp.pad(kernel, ((0, 0), (0, -features % PANEL)))
+    panels = kernel.reshape(in_features, -1, PANEL).swapaxes(0, 1)
+    parts, start = [], 0
+    for shape in panel_shapes(in_features, features, policy.parts):
+        parts.append(panels[start : start + shape[0]])
+        start += shape[0]
+    return tuple(parts)
 
 
-def assemble(kernel: Array, features: int) -> Array:
-    """Panels [panels, in, PANEL] -> [in, features]."""
-    return kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1)[:, :features]
+def assemble(parts: Sequence[Array], features: int) -> Array:
+    """The parts of a kernel in panels, each [panels, in, PANEL] -> [in, features]."""
+    return jnp.concatenate([part.swapaxes(0, 1).reshape(part.shape[1], -1) for part in parts], axis=1)[:, :features]
 
 
-def pays_in_panels(kernel: Array, rows: int) -> bool:
-    """Whether a product of so many rows is faster with the kernel's panels than with the same kernel as [in, out]."""
-    return rows < MANY_ROWS and kernel.shape[0] * kernel.shape[1] * rows < MANY_COPIES
-
-
-def matmul(x: Array, kernel: Array, policy: Policy, layout: Layout) -> Array:
+def matmul(x: Array, kernel: Any, policy: Policy, layout: Layout) -> Array:
     """X [..., in] times a kernel -> [..., out], in the policy's result dtype; panels' padding is part of `out`."""
     rows = x.size // x.shape[-1]
     flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
     if rows < policy.min_rows:
         flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    if layout == "panels" and pays_in_panels(kernel, rows):
-        y = product("pri,pio->pro", jnp.broadcast_to(flat, (kernel.shape[0], *flat.shape)), kernel, policy)
-        y = y.swapaxes(0, 1).reshape(flat.shape[0], -1)  # [panels, rows, PANEL] -> [rows, out]
-    elif layout == "out_in":
+    if layout == "out_in":
         y = product("ri,oi->ro", flat, kernel, policy)
-    else:
-        kernel = assemble(kernel, kernel.shape[0] * PANEL) if layout == "panels" else kernel
+    elif layout == "in_out":
         y = product("ri,io->ro", flat, kernel, policy)
+    elif rows < MANY_ROWS:
+        y = _times_panels(flat, kernel, policy)
+    else:
+        y = product("ri,io->ro", flat, assemble(kernel, PANEL * sum(part.shape[0] for part in kernel)), policy)
     return y[:rows].reshape(*x.shape[:-1], y.shape[-1])  # [rows, out] -> [..., out]
+
+
+def _times_panels(x: Array, parts: Sequence[Array], policy: Policy) -> Array:
+    """X [rows, in] times parts [panels, in, PANEL] -> [rows, panels of all parts * PANEL]."""
+
+    def times(panels: Array) -> Array:
+        return product("pri,pio->pro", jnp.broadcast_to(x, (panels.shape[0], *x.shape)), panels, policy)
+
+    y = jnp.concatenate([times(panels) for panels in parts])
+    return y.swapaxes(0, 1).reshape(x.shape[0], -1)  # [panels, rows, PANEL] -> [rows, panels * PANEL]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -134,10 +148,16 @@ class Dense(nn.Module):
     init_std: float = 0.02
 
     def setup(self) -> None:
-        shape = kernel_shape(self.in_features, self.features, self.layout)
-        self.kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, self.policy.param_dtype)
+        self.kernel = self.param("kernel", self._init_kernel)
         if self.use_bias:
             self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.policy.param_dtype)
+
+    def _init_kernel(self, key: Array) -> Any:
+        dtype, (in_features, features) = self.policy.param_dtype, (self.in_features, self.features)
+        if self.layout == "panels":  # of a prepared tree, which nobody draws
+            return tuple(jnp.zeros(shape, dtype) for shape in panel_shapes(in_features, features, self.policy.parts))
+        shape = (in_features, features) if self.layout == "in_out" else (features, in_features)
+        return nn.initializers.normal(self.init_std)(key, shape, dtype)
 
     def __call__(self, x: Array) -> Array:
         y = matmul(x, self.kernel, self.policy, self.layout)[..., : self.features]
@@ -203,18 +223,18 @@ def attend(
     may look; head_mask [H] multiplies the weights, `drop` is their dropout. Softmax is in the policy's result dtype.
     """
     batch, num_queries, heads, depth = query.shape
-    if policy.keys_first and num_queries < key.shape[2]:
-        scores = product("bhld,bqhd->bhlq", key, query, policy).swapaxes(2, 3)  # [B, H, L, Q] -> [B, H, Q, L]
-    else:
-        scores = product("bqhd,bhld->bhql", query, key, policy)
-    scores = scores * depth**-0.5
+    # XLA's CPU backend merges transpositions into a batched product, which then has no fast path: with 8 images of 4
+    # queries it takes 3 (scores) to 8 times (context) as long.
+    apart = lax.optimization_barrier if policy.keeps_products_apart else lambda x: x
+    query = apart(query.swapaxes(1, 2))  # [B, Q, H, D] -> [B, H, Q, D]
+    scores = product("bhqd,bhld->bhql", query, key, policy) * depth**-0.5
     if mask is not None:
         # The most negative finite number, as in the reference: a row with nothing to look at stays finite.
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1)
     used = drop(weights if head_mask is None else weights * head_mask[:, None, None])
-    context = product("bhql,bhld->bqhd", used, value, policy)
-    return context.reshape(batch, num_queries, heads * depth), weights  # [B, Q, H, D] -> [B, Q, H*D]
+    context = apart(product("bhql,bhld->bhqd", used, value, policy))
+    return context.swapaxes(1, 2).reshape(batch, num_queries, heads * depth), weights  # [B, H, Q, D] -> [B, Q, H*D]
 
 
 class Attention(nn.Module):
@@ -233,8 +253,8 @@ class Attention(nn.Module):
     init_std: float = 0.02
 
     def setup(self) -> None:
-        def dense(in_features: int, features: int, use_bias: bool = self.use_bias) -> Dense:
-            return Dense(in_features, features, use_bias, self.policy, self.layout, self.init_std)
+        def dense(in_features: int, features: int, use_bias: bool = self.use_bias, layout: Any = self.layout) -> Dense:
+            return Dense(in_features, features, use_bias, self.policy, layout, self.init_std)
 
         width, kv_width = self.width, self.width if self.kv_width is None else self.kv_width
         if not self.policy.is_prepared:
@@ -242,7 +262,9 @@ class Attention(nn.Module):
         elif self.kv_width is None:
             self.qkv_proj = dense(width, 3 * width)
         else:
-            self.q_proj, self.kv_proj = dense(width, width), dense(kv_width, 2 * width)
+            # Keys and values are those of all the encoder's tokens: many rows.
+            kv_layout = self.policy.encoder_layout
+            self.q_proj, self.kv_proj = dense(width, width), dense(kv_width, 2 * width, layout=kv_layout)
         self.out_proj = dense(width, width, use_bias=True)
 
     def project_query(self, x: Array) -> Array:

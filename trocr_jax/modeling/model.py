@@ -21,7 +21,7 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
-from trocr_jax.modeling.layers import MANY_ROWS, Array, Dense, arrange, assemble, pays_in_panels
+from trocr_jax.modeling.layers import MANY_ROWS, Array, Dense, arrange, assemble
 from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
 from trocr_jax.sharding import MODEL, axis_size, shard_params
 
@@ -180,15 +180,17 @@ def for_rows(model: VisionEncoderDecoder, params: Params, rows: int) -> tuple[Vi
 
     Panels that do not pay there are put together before the loop, which XLA would do in each step.
     """
+    if rows < MANY_ROWS:
+        return model, params
     policy, tree = model.policy, dict(params["decoder"])
-    if policy.head_layout == "panels" and not pays_in_panels(tree["output_projection"]["kernel"], rows):
+    if policy.head_layout == "panels":
         kernel = assemble(tree["output_projection"]["kernel"], model.config.decoder.vocab_size)
         tree["output_projection"] = {"kernel": kernel}
         policy = dataclasses.replace(policy, head_layout="in_out")
-    if policy.decoder_layout == "panels" and rows >= MANY_ROWS:
+    if policy.decoder_layout == "panels":
 
         def assembled(branch: Params) -> Params:
-            if "kernel" in branch:
+            if isinstance(branch.get("kernel"), tuple):
                 return {**branch, "kernel": assemble(branch["kernel"], branch["bias"].shape[0])}
             return {name: assembled(part) if isinstance(part, Mapping) else part for name, part in branch.items()}
 
@@ -250,14 +252,18 @@ class _Layout:
         joined = ("k_proj", "v_proj") if is_cross else ("q_proj", "k_proj", "v_proj")
         parts = [branch[name] for name in joined]
         whole = {leaf: self.xp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
-        tree = {"kv_proj" if is_cross else "qkv_proj": self.dense(whole, kind)}
-        if is_cross:
-            tree["q_proj"] = self.dense(branch["q_proj"], kind)
-        return {**tree, "out_proj": self.dense(branch["out_proj"], kind)}
+        tree = {"out_proj": self.dense(branch["out_proj"], kind)}
+        if not is_cross:
+            return {**tree, "qkv_proj": self.dense(whole, kind)}
+        return {
+            **tree,
+            "q_proj": self.dense(branch["q_proj"], kind),
+            "kv_proj": self.dense(whole, self.policy.encoder_layout),
+        }
 
     def dense(self, branch: Params, kind: Layout) -> Params:
         kernel = self.cast(branch["kernel"], self.policy.operand)
-        tree = {"kernel": arrange(kernel, kind, self.xp)}
+        tree = {"kernel": arrange(kernel, self.policy, kind, self.xp)}
         return {**tree, "bias": self.cast(branch["bias"], self.policy.result)} if "bias" in branch else tree
 
     def plain(self, branch: Params) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 import jax
@@ -34,12 +35,11 @@ class Policy:
     encoder_layout: Layout = "in_out"
     decoder_layout: Layout = "in_out"
     head_layout: Layout = "in_out"
+    parts: int = 1  # of a kernel in panels, each an array of its own
     # XLA's CPU backend multiplies two rows by panels faster than one, and has no fast bfloat16 product of less than
     # four: rows are padded up to this number.
     min_rows: int = 1
-    # XLA's CPU backend multiplies many keys by few queries up to five times as fast as few queries by many keys, in
-    # float32; in bfloat16 jax 0.10 fails at that.
-    keys_first: bool = False
+    keeps_products_apart: bool = False  # keep transpositions out of attention's products
     # Encode one image at a time, so that a CPU's caches hold what is being worked on.
     by_image: bool = False
 
@@ -89,7 +89,15 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
         decoder_layout="panels" if has_panels else "out_in" if is_cpu else "in_out",
         head_layout="panels" if has_panels else "out_in",  # the latter can be a tied embedding's own buffer
+        parts=_num_parts() if has_panels else 1,
         min_rows=1 if not is_cpu else 4 if is_half else 2,
-        keys_first=is_cpu and not is_half,
+        keeps_products_apart=is_cpu and not is_half,
         by_image=is_cpu,
     )
+
+
+def _num_parts() -> int:
+    # XLA's CPU backend of jax 0.10 to 0.12 runs a product by panels on one core, and independent operations on a
+    # second one only where more than 8 are ready, of which it hands on half at a time.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if cores == 1 else min(8 * cores, 64)
