@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,29 +28,34 @@ class Field:
     def __init__(
         self, contenders: list[Contender], folder: pathlib.Path, device: str, patience: Patience | None = None
     ) -> None:
-        self.contenders = {contender.name: contender for contender in contenders}
+        self.contenders: dict[str, Contender] = {}
         self.processes: dict[str, Process] = {}
         self.versions: dict[str, dict[str, str]] = {}
         self.problems: dict[str, str] = {}
         self._patience = patience or Patience()
-        for name, contender in self.contenders.items():
-            note(f"{name} loads")
+        for contender in contenders:
+            note(f"{contender.name} loads")
             try:
-                self._start(contender, folder, device)
+                contender = self._start(contender, folder, device)
             except (ContenderError, FileNotFoundError) as error:
-                self.problems[name] = str(error)
+                self.problems[contender.name] = str(error)
+            self.contenders[contender.name] = contender
 
-    def _start(self, contender: Contender, folder: pathlib.Path, device: str) -> None:
+    def _start(self, contender: Contender, folder: pathlib.Path, device: str) -> Contender:
         command = [str(interpreter(contender)), "-W", "ignore", "-m", "benchmarks.contenders", contender.side]
         environment = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         process = Process(command, environment)
-        self.processes[contender.name] = process
         given = {"folder": str(folder), "device": device, "dtype": contender.dtype, "options": dict(contender.options)}
         try:
-            self.versions[contender.name] = process.ask(self._patience.limit, do="load", **given)["versions"]
+            versions = process.ask(self._patience.limit, do="load", **given)["versions"]
         except ContenderError:
-            self.processes.pop(contender.name).close()
+            process.close()
             raise
+        if versions.get("in") == "bf16":  # its own choice
+            name = f"{contender.name} bfloat16"
+            contender = dataclasses.replace(contender, name=name, dtype="bfloat16", weight_bytes=2)
+        self.processes[contender.name], self.versions[contender.name] = process, versions
+        return contender
 
     def ask_in_turn(self, request: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]:
         """Results of all contenders in order; see `benchmarks.rounds.measure`."""

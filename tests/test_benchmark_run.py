@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import field
 from benchmarks.contenders import PEERS, chosen, ours
 from benchmarks.contenders.__main__ import Server, serve
 from benchmarks.contenders.process import ROOT, ContenderError, Process
@@ -201,3 +202,19 @@ def test_time_leaves_the_straight_line_where_it_is_a_quarter_off():
     assert leaves_line([1, 2, 4, 8], [1, 2, 4, 8]) is None
     assert leaves_line([1, 2, 4, 8], [1, 2, 4, 10.5]) == 8
     assert leaves_line([1, 2, 4, 8], [3, 3.1, 2.0, 3.7]) == 4
+
+
+def test_a_peer_that_computes_in_bfloat16_by_itself_is_named_so(monkeypatch, tmp_path):
+    class Loaded:
+        def __init__(self, command, environment):
+            self.versions = {"fake": "1"} | ({"in": "bf16"} if "openvino_side" in command else {})
+
+        def ask(self, limit, **request):
+            return {"versions": self.versions}
+
+    monkeypatch.setattr(field, "Process", Loaded)
+    monkeypatch.setattr(field, "interpreter", lambda contender: "python")
+    found = field.Field([PEERS["onnxruntime"], PEERS["openvino"]], tmp_path, "cpu")
+    assert list(found.contenders) == list(found.processes) == ["onnxruntime", "openvino bfloat16"]
+    chosen = found.contenders["openvino bfloat16"]
+    assert (chosen.dtype, chosen.weight_bytes) == ("bfloat16", 2)

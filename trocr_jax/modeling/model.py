@@ -180,23 +180,17 @@ def for_rows(model: VisionEncoderDecoder, params: Params, rows: int) -> tuple[Vi
 
     Panels that do not pay there are put together before the loop, which XLA would do in each step.
     """
-    if rows < MANY_ROWS:
+    if rows < MANY_ROWS or model.policy.decoder_layout != "panels":
         return model, params
-    policy, tree = model.policy, dict(params["decoder"])
-    if policy.head_layout == "panels":
-        kernel = assemble(tree["output_projection"]["kernel"], model.config.decoder.vocab_size)
-        tree["output_projection"] = {"kernel": kernel}
-        policy = dataclasses.replace(policy, head_layout="in_out")
-    if policy.decoder_layout == "panels":
 
-        def assembled(branch: Params) -> Params:
-            if isinstance(branch.get("kernel"), tuple):
-                return {**branch, "kernel": assemble(branch["kernel"], branch["bias"].shape[0])}
-            return {name: assembled(part) if isinstance(part, Mapping) else part for name, part in branch.items()}
+    def assembled(branch: Params) -> Params:
+        if isinstance(branch.get("kernel"), tuple):
+            features = branch["bias"].shape[0] if "bias" in branch else model.config.decoder.vocab_size
+            return {**branch, "kernel": assemble(branch["kernel"], features)}
+        return {name: assembled(part) if isinstance(part, Mapping) else part for name, part in branch.items()}
 
-        tree |= {name: assembled(branch) for name, branch in tree.items() if name.startswith("layers_")}
-        policy = dataclasses.replace(policy, decoder_layout="in_out")
-    return model.clone(policy=policy), {**params, "decoder": tree}
+    policy = dataclasses.replace(model.policy, decoder_layout="in_out", head_layout="in_out")
+    return model.clone(policy=policy), {**params, "decoder": assembled(params["decoder"])}
 
 
 def _shared(params: Params, policy: Policy, mesh: Any) -> Params:
