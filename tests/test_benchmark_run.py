@@ -213,7 +213,7 @@ def test_a_peer_that_computes_in_bfloat16_by_itself_is_named_so(monkeypatch, tmp
             return {"versions": self.versions}
 
     monkeypatch.setattr(field, "Process", Loaded)
-    monkeypatch.setattr(field, "interpreter", lambda contender: "python")
+    monkeypatch.setattr(field, "interpreter", lambda _: "python")
     found = field.Field([PEERS["onnxruntime"], PEERS["openvino"]], tmp_path, "cpu")
     assert list(found.contenders) == list(found.processes) == ["onnxruntime", "openvino bfloat16"]
     chosen = found.contenders["openvino bfloat16"]
