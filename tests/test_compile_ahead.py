@@ -32,7 +32,7 @@ TPU_PYTHON = os.environ.get(
 needs_libtpu = pytest.mark.skipif(TPU_PYTHON is None, reason="set TROCR_JAX_TPU_PYTHON to a Python with libtpu")
 
 
-@pytest.mark.parametrize(("num_beams", "dtype"), [(1, "bfloat16"), (4, "float32")])
+@pytest.mark.parametrize(("num_beams", "dtype"), [(1, "bfloat16"), (4, "float32"), (4, "int8")])
 def test_inference_lowers_for_cuda(num_beams, dtype):
     config = VisionEncoderDecoderConfig.from_dict(config_dict({"num_hidden_layers": 1}, {"decoder_layers": 1}))
     model = VisionEncoderDecoder(config, get_policy(dtype))

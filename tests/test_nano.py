@@ -55,6 +55,13 @@ def test_embedded_default_reads_the_same_texts(nano):
         assert best.text == entry["beam4_text"]
 
 
+@pytest.mark.parametrize(("num_beams", "kind"), [(1, "greedy"), (4, "beam4")])
+def test_int8_reads_nearly_the_same_texts(nano, num_beams, kind):
+    folder, expected = nano
+    lines = TrOCR.from_pretrained(folder, dtype="int8")(paths(nano), num_beams=num_beams)
+    assert sum(line.text == entry[f"{kind}_text"] for line, entry in zip(lines, expected, strict=True)) >= 62
+
+
 def test_error_rate_on_scanned_lines(shared):
     def distance(a, b):
         row = list(range(len(b) + 1))

@@ -31,7 +31,10 @@ def add_demo(commands: Any) -> None:
         help="hub id or folder, again for each model to choose from (default: 'embedded model', the small one)",
     )
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="precision, as in `trocr-jax read`"
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        help="precision, as in `trocr-jax read`",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 is everybody's (default: %(default)s)"

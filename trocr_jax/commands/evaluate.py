@@ -64,7 +64,10 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--worst", type=positive, default=50, metavar="N", help="lines on that page (default: 50)")
     add_search(parser)
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="precision, as in `trocr-jax read`"
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        help="precision, as in `trocr-jax read`",
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")
 

@@ -47,7 +47,7 @@ def add_read(commands: Any) -> None:
     read.add_argument(
         "--dtype",
         default="auto",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "int8"),
         help="precision (default: auto, which is float32 on CPU and bfloat16 on GPU and TPU)",
     )
     read.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")

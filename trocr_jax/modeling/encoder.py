@@ -10,8 +10,9 @@ import flax.struct
 import jax.numpy as jnp
 
 from trocr_jax.config import ViTConfig
-from trocr_jax.modeling.layers import Array, Attention, LayerNorm, Mlp, attend, matmul, remat_if
+from trocr_jax.modeling.layers import Array, Attention, LayerNorm, Mlp, attend, remat_if
 from trocr_jax.modeling.policy import FLOAT32, Policy
+from trocr_jax.modeling.products import matmul
 
 
 @flax.struct.dataclass

@@ -1,13 +1,11 @@
-"""The parts that encoder and decoder share: matrix product, normalisation, the only attention, the feed-forward block.
+"""The parts that encoder and decoder share: linear layer, normalisation, the only attention, the feed-forward block.
 
 B images, Q queries of one image, L keys of one image, H heads, D head size, E width, F feed-forward width.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trocr_jax.modeling.policy import FLOAT32, PANEL, Layout, Policy
+from trocr_jax.modeling.policy import FLOAT32, INT8, Layout, Policy
+from trocr_jax.modeling.products import matmul, panel_shapes, product
 
 Array = jax.Array
 
@@ -24,112 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
 }
-
-
-# From so many rows on a product with panels is slower than one with an [in, out] kernel.
-MANY_ROWS = 48
-
-
-def panel_shapes(in_features: int, features: int, parts: int) -> list[tuple[int, int, int]]:
-    """The shapes [panels, in, PANEL] of a kernel's parts in panels, at most so many of them.
-
-    In:  1024 -> 300 features, 3 parts
-    Out: [(2, 1024, 64), (2, 1024, 64), (1, 1024, 64)]
-    """
-    panels = -(-features // PANEL)
-    parts = min(parts, panels)
-    return [(panels // parts + (i < panels % parts), in_features, PANEL) for i in range(parts)]
-
-
-def arrange(kernel: Any, policy: Policy, layout: Layout, xp: Any) -> Any:
-    """A kernel [in, out] in another layout, by numpy or jax.numpy."""
-    if layout != "panels":
-        return kernel if layout == "in_out" else kernel.T
-    in_features, features = kernel.shape
-    if features % PANEL:
-        kernel = xp.pad(kernel, ((0, 0), (0, -features % PANEL)))
-    panels = kernel.reshape(in_features, -1, PANEL).swapaxes(0, 1)
-    parts, start = [], 0
-    for shape in panel_shapes(in_features, features, policy.parts):
-        parts.append(panels[start : start + shape[0]])
-        start += shape[0]
-    return tuple(parts)
-
-
-def assemble(parts: Sequence[Array], features: int) -> Array:
-    """The parts of a kernel in panels, each [panels, in, PANEL] -> [in, features]."""
-    return jnp.concatenate([part.swapaxes(0, 1).reshape(part.shape[1], -1) for part in parts], axis=1)[:, :features]
-
-
-def matmul(x: Array, kernel: Any, policy: Policy, layout: Layout) -> Array:
-    """X [..., in] times a kernel -> [..., out], in the policy's result dtype; panels' padding is part of `out`."""
-    rows = x.size // x.shape[-1]
-    flat = x.reshape(rows, x.shape[-1])  # [..., in] -> [rows, in]
-    if rows < policy.min_rows:
-        flat = jnp.pad(flat, ((0, policy.min_rows - rows), (0, 0)))
-    if layout == "out_in":
-        y = product("ri,oi->ro", flat, kernel, policy)
-    elif layout == "in_out":
-        y = product("ri,io->ro", flat, kernel, policy)
-    elif rows < MANY_ROWS:
-        y = _times_panels(flat, kernel, policy)
-    else:
-        y = product("ri,io->ro", flat, assemble(kernel, PANEL * sum(part.shape[0] for part in kernel)), policy)
-    return y[:rows].reshape(*x.shape[:-1], y.shape[-1])  # [rows, out] -> [..., out]
-
-
-def _times_panels(x: Array, parts: Sequence[Array], policy: Policy) -> Array:
-    """X [rows, in] times parts [panels, in, PANEL] -> [rows, panels of all parts * PANEL]."""
-
-    def times(panels: Array) -> Array:
-        return product("pri,pio->pro", jnp.broadcast_to(x, (panels.shape[0], *x.shape)), panels, policy)
-
-    y = jnp.concatenate([times(panels) for panels in parts])
-    return y.swapaxes(0, 1).reshape(x.shape[0], -1)  # [panels, rows, PANEL] -> [rows, panels * PANEL]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def product(equation: str, x: Array, y: Array, policy: Policy) -> Array:
-    """The einsum of x and y, rounded to the policy's operand dtype, in its result dtype.
-
-    Its gradients are products of rounded factors in the result dtype as well: JAX's own rule multiplies by the
-    unrounded gradient, which in bfloat16 takes a matrix unit twice the time or more, and then rounds a weight's. Every
-    letter of one factor must stand in the other or in the result. There is no forward-mode derivative (jax.jvp).
-    """
-    x, y = x.astype(policy.operand), y.astype(policy.operand)
-    return jnp.einsum(equation, x, y, precision=policy.precision, preferred_element_type=policy.result)
-
-
-def _product_forward(equation: str, x: Array, y: Array, policy: Policy) -> tuple[Array, tuple[Array, ...]]:
-    # Empty arrays remember the dtypes.
-    factors = (x.astype(policy.operand), y.astype(policy.operand), jnp.zeros(0, x.dtype), jnp.zeros(0, y.dtype))
-    return product(equation, x, y, policy), factors
-
-
-def _product_backward(
-    equation: str, policy: Policy, factors: tuple[Array, ...], gradient: Array
-) -> tuple[Array, Array]:
-    x, y, x_dtype, y_dtype = factors
-    of_x, of_y, of_result = re.split(",|->", equation)
-
-    def of_gradient(equation: str, factor: Array) -> Array:
-        # XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows.
-        return lax.platform_dependent(
-            gradient.astype(policy.operand),
-            factor,
-            cpu=lambda x, y: jnp.einsum(
-                equation, x.astype(policy.result), y.astype(policy.result), precision="highest"
-            ),
-            default=lambda x, y: product(equation, x, y, policy),
-        )
-
-    return (
-        of_gradient(f"{of_result},{of_y}->{of_x}", y).astype(x_dtype.dtype),
-        of_gradient(f"{of_result},{of_x}->{of_y}", x).astype(y_dtype.dtype),
-    )
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 def remat_if(is_on: bool, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,18 +42,25 @@ class Dense(nn.Module):
 
     def setup(self) -> None:
         self.kernel = self.param("kernel", self._init_kernel)
+        if self.layout.startswith(INT8):
+            self.scale = self.param("scale", nn.initializers.ones, (self.features,), self.policy.result)
         if self.use_bias:
             self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.policy.param_dtype)
 
     def _init_kernel(self, key: Array) -> Any:
-        dtype, (in_features, features) = self.policy.param_dtype, (self.in_features, self.features)
-        if self.layout == "panels":  # of a prepared tree, which nobody draws
-            return tuple(jnp.zeros(shape, dtype) for shape in panel_shapes(in_features, features, self.policy.parts))
-        shape = (in_features, features) if self.layout == "in_out" else (features, in_features)
-        return nn.initializers.normal(self.init_std)(key, shape, dtype)
+        shape = (self.in_features, self.features)
+        if self.layout in ("in_out", "out_in"):
+            shape = shape if self.layout == "in_out" else shape[::-1]
+            return nn.initializers.normal(self.init_std)(key, shape, self.policy.param_dtype)
+        # Of a prepared tree, which nobody draws.
+        dtype = jnp.int8 if self.layout.startswith(INT8) else self.policy.param_dtype
+        if self.layout == "int8_in_out":
+            return jnp.zeros(shape, dtype)
+        return tuple(jnp.zeros(part, dtype) for part in panel_shapes(*shape, self.policy.parts))
 
     def __call__(self, x: Array) -> Array:
         y = matmul(x, self.kernel, self.policy, self.layout)[..., : self.features]
+        y = y * self.scale if self.layout.startswith(INT8) else y
         return y + self.bias.astype(y.dtype) if self.use_bias else y
 
 

@@ -21,8 +21,9 @@ from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.modeling.cache import CrossKV, SelfKV, allocate
 from trocr_jax.modeling.decoder import Decoder, DecoderOutput, beam_mask, causal_mask
 from trocr_jax.modeling.encoder import Encoder, EncoderOutput
-from trocr_jax.modeling.layers import MANY_ROWS, Array, Dense, arrange, assemble
-from trocr_jax.modeling.policy import FLOAT32, Layout, Policy, prepared
+from trocr_jax.modeling.layers import Array, Dense
+from trocr_jax.modeling.policy import FLOAT32, INT8, Layout, Policy, prepared
+from trocr_jax.modeling.products import arrange, assemble, pays_in_panels, quantized
 from trocr_jax.sharding import MODEL, axis_size, shard_params
 
 Params = Mapping[str, Any]
@@ -157,6 +158,8 @@ def prepare(
     lies as `trocr_jax.sharding` has it; where devices share the weights, it keeps the canonical names and layout.
     """
     if axis_size(mesh, MODEL) > 1:
+        if model.policy.has_int8_decoder:
+            raise ValueError('dtype "int8" needs whole weights on each device: make the mesh with model=1')
         return model, _shared(params, model.policy, mesh)
     policy = prepared(model.policy, platform if mesh is None else mesh.devices.flat[0].platform)
     # Arrays on the host are rearranged there: hundreds of small programs would have to be compiled first.
@@ -180,7 +183,7 @@ def for_rows(model: VisionEncoderDecoder, params: Params, rows: int) -> tuple[Vi
 
     Panels that do not pay there are put together before the loop, which XLA would do in each step.
     """
-    if rows < MANY_ROWS or model.policy.decoder_layout != "panels":
+    if not model.policy.decoder_layout.endswith("panels") or pays_in_panels(rows, model.policy.decoder_layout):
         return model, params
 
     def assembled(branch: Params) -> Params:
@@ -189,7 +192,8 @@ def for_rows(model: VisionEncoderDecoder, params: Params, rows: int) -> tuple[Vi
             return {**branch, "kernel": assemble(branch["kernel"], features)}
         return {name: assembled(part) if isinstance(part, Mapping) else part for name, part in branch.items()}
 
-    policy = dataclasses.replace(model.policy, decoder_layout="in_out", head_layout="in_out")
+    layout: Layout = "int8_in_out" if model.policy.has_int8_decoder else "in_out"
+    policy = dataclasses.replace(model.policy, decoder_layout=layout, head_layout=layout)
     return model.clone(policy=policy), {**params, "decoder": assembled(params["decoder"])}
 
 
@@ -229,7 +233,7 @@ class _Layout:
         tree = {name: self.plain(branch) for name, branch in params.items() if not name.startswith("layers_")}
         if "output_projection" in params:
             tree["output_projection"] = self.dense(params["output_projection"], self.policy.head_layout)
-        elif self.policy.head_layout == "panels":
+        elif self.policy.head_layout != "out_in":
             tied = {"kernel": params["embed_tokens"]["embedding"].T}
             tree["output_projection"] = self.dense(tied, self.policy.head_layout)
         for name in params.keys() - tree.keys():
@@ -256,8 +260,11 @@ class _Layout:
         }
 
     def dense(self, branch: Params, kind: Layout) -> Params:
-        kernel = self.cast(branch["kernel"], self.policy.operand)
-        tree = {"kernel": arrange(kernel, self.policy, kind, self.xp)}
+        if kind.startswith(INT8):
+            kernel, scale = quantized(self.cast(branch["kernel"], self.policy.result), 0, self.xp)
+            tree = {"kernel": arrange(kernel, self.policy, kind, self.xp), "scale": scale[0]}
+        else:
+            tree = {"kernel": arrange(self.cast(branch["kernel"], self.policy.operand), self.policy, kind, self.xp)}
         return {**tree, "bias": self.cast(branch["bias"], self.policy.result)} if "bias" in branch else tree
 
     def plain(self, branch: Params) -> Params:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# How a kernel lies in memory: Flax's [in, out], [out, in], or [out / PANEL, in, PANEL], filled up with zeros.
-Layout = Literal["in_out", "out_in", "panels"]
+# How a kernel lies in memory: Flax's [in, out], [out, in], or [out / PANEL, in, PANEL], filled up with zeros; or the
+# first or last as 8-bit integers, with a scale for each output.
+Layout = Literal["in_out", "out_in", "panels", "int8_in_out", "int8_panels"]
+INT8 = "int8_"  # what the latter begin with
 PANEL = 64
 
 
@@ -30,6 +32,8 @@ class Policy:
     operand: str = "float32"
     precision: lax.Precision = lax.Precision.HIGHEST
     param_dtype: str = "float32"
+    # A prepared tree has the decoder's kernels as 8-bit integers; what they multiply is rounded to 16 bits.
+    has_int8_decoder: bool = False
     remat: bool = False
     is_prepared: bool = False
     encoder_layout: Layout = "in_out"
@@ -52,12 +56,15 @@ class Policy:
 FLOAT32 = Policy("float32")
 FLOAT64 = Policy("float64", operand="float64", param_dtype="float64")
 BFLOAT16 = Policy("bfloat16", operand="bfloat16", precision=lax.Precision.DEFAULT)
+INT8_DECODER = Policy("int8", has_int8_decoder=True)
 
-POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16)}
+POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16, INT8_DECODER)}
 
 
 def get_policy(dtype: Any) -> Policy:
-    """The policy of a dtype or its name: "float32" (strict), "bfloat16", "float64" (where x64 is on) or "auto".
+    """The policy of a dtype or its name: "float32" (strict), "bfloat16", "float64" (where x64 is on), "int8" or "auto".
+
+    "int8" is float32 with the decoder's kernels and head as 8-bit integers.
 
     "auto" is float32 on CPU, where most machines have no fast bfloat16 product, and bfloat16 on GPU and TPU.
     """
@@ -82,15 +89,19 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
     """
     is_cpu = (backend or jax.default_backend()) == "cpu"
     is_half = policy.operand == "bfloat16"
-    has_panels = is_cpu and not is_half
+    layout: Layout = "in_out"
+    if policy.has_int8_decoder:
+        layout = "int8_panels" if is_cpu else "int8_in_out"
+    elif is_cpu:
+        layout = "out_in" if is_half else "panels"
     return dataclasses.replace(
         policy,
         is_prepared=True,
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
-        decoder_layout="panels" if has_panels else "out_in" if is_cpu else "in_out",
-        head_layout="panels" if has_panels else "out_in",  # the latter can be a tied embedding's own buffer
-        parts=_num_parts() if has_panels else 1,
-        min_rows=1 if not is_cpu else 4 if is_half else 2,
+        decoder_layout=layout,
+        head_layout="out_in" if layout == "in_out" else layout,
+        parts=_num_parts() if layout.endswith("panels") else 1,
+        min_rows=1 if not is_cpu or policy.has_int8_decoder else 2 if layout == "panels" else 4,
         keeps_products_apart=is_cpu and not is_half,
         by_image=is_cpu,
     )
