@@ -70,8 +70,9 @@ class TrOCR(Saved):
         """The recogniser of a folder or hub id ("org/name"); without one, of the small model inside this package.
 
         `dtype` is "float32" (strict), "bfloat16", "int8" (float32, but for the decoder's kernels), "float64" (where x64
-        is on) or "auto": float32 on CPU, bfloat16 elsewhere. Batches are divided over all local devices, or over a `mesh` (see `trocr_jax.make_mesh`), which may
-        divide the weights as well. `hub_options` are revision, token, cache_dir, local_files_only and force_download.
+        is on) or "auto": float32 on CPU, bfloat16 elsewhere. Batches are divided over all local devices, or over a
+        `mesh` (see `trocr_jax.make_mesh`), which may divide the weights as well. `hub_options` are revision, token,
+        cache_dir, local_files_only and force_download.
         Raises ValueError for a model that is not supported or does not fit its configuration, FileNotFoundError or
         OSError where there is nothing to load. A folder without tokenizer files loads; only text then fails.
         """
