@@ -388,7 +388,7 @@ def test_search_options_that_cannot_be_followed_end_with_status_2(read, images):
     "arguments",
     [[], ["read"], ["write", "a.png"], ["read", "--num-beams", "0", "a.png"], ["read", "--batch-size", "x", "a.png"],
      ["read", "--reject-below", "2", "a.png"], ["read", "--reject-below", "x", "a.png"],
-     ["read", "--preset", "none", "a.png"], ["read", "--format", "xml", "a.png"], ["read", "--dtype", "int8", "a.png"]],
+     ["read", "--preset", "none", "a.png"], ["read", "--format", "xml", "a.png"], ["read", "--dtype", "int4", "a.png"]],
     ids=" ".join,
 )  # fmt: skip
 def test_mistakes_in_the_arguments_end_with_status_2(arguments, capsys):

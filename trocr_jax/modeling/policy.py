@@ -108,7 +108,7 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
 
 
 def _num_parts() -> int:
-    # XLA's CPU backend of jax 0.10 to 0.12 runs a product by panels on one core, and independent operations on a
+    # XLA's CPU backend of jax 0.10 runs a product by panels on one core, and independent operations on a
     # second one only where more than 8 are ready, of which it hands on half at a time.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if cores == 1 else min(8 * cores, 64)
