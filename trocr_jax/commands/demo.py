@@ -8,6 +8,8 @@ import socket
 import sys
 from typing import Any
 
+from trocr_jax.commands.read import add_dtype
+
 DESCRIPTION = """\
 Opens a page to read images of single lines on: dropped, pasted, photographed or drawn ones. It is served to this
 machine alone unless --host says otherwise, loads nothing from other places, and tells nobody of what is read.
@@ -30,12 +32,7 @@ def add_demo(commands: Any) -> None:
         metavar="ID_OR_FOLDER",
         help="hub id or folder, again for each model to choose from (default: 'embedded model', the small one)",
     )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "int8"),
-        help="precision, as in `trocr-jax read`",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 is everybody's (default: %(default)s)"
     )

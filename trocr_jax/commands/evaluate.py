@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trocr_jax.commands.read import add_search, constraint_of, positive
+from trocr_jax.commands.read import add_dtype, add_search, constraint_of, positive
 from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
 
 if TYPE_CHECKING:
@@ -63,12 +63,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a page with the worst lines, their pictures in it")
     parser.add_argument("--worst", type=positive, default=50, metavar="N", help="lines on that page (default: 50)")
     add_search(parser)
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "int8"),
-        help="precision, as in `trocr-jax read`",
-    )
+    add_dtype(parser)
     parser.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")
 
 

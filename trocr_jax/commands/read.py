@@ -44,15 +44,20 @@ def add_read(commands: Any) -> None:
     )
     read.add_argument("--model", metavar="ID_OR_FOLDER", help="hub id or folder (default: the small embedded model)")
     add_search(read)
+    add_dtype(read)
+    read.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")
+    _add_results(read)
+    _add_output(read)
+
+
+def add_dtype(read: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses the precision."""
     read.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "int8"),
         help="precision (default: auto, which is float32 on CPU and bfloat16 on GPU and TPU)",
     )
-    read.add_argument("--batch-size", type=positive, metavar="N", help="images read at a time")
-    _add_results(read)
-    _add_output(read)
 
 
 def add_search(read: argparse.ArgumentParser) -> None:

@@ -83,9 +83,9 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
     """The policy of the run-time tree on a backend (default: JAX's), to be used with `prepare`.
 
     On CPU a float32 product of 2 to 16 rows takes a third to two thirds of the time with weights in panels, each of
-    which stays in the caches while it meets all rows; bfloat16 knows no such product in jax 0.10 and is fastest with
-    [out, in] weights. Where there are many rows, [in, out] is best in float32. GPU and TPU compilers choose layouts
-    themselves.
+    which stays in the caches while it meets all rows; in bfloat16, where it gains less and AMX has not been tried with
+    it, weights are [out, in]. Where there are many rows, [in, out] is best in float32. GPU and TPU compilers choose
+    layouts themselves.
     """
     is_cpu = (backend or jax.default_backend()) == "cpu"
     is_half = policy.operand == "bfloat16"
@@ -99,7 +99,7 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
         is_prepared=True,
         encoder_layout="out_in" if is_cpu and is_half else "in_out",
         decoder_layout=layout,
-        head_layout="out_in" if layout == "in_out" else layout,
+        head_layout="out_in" if layout == "in_out" else layout,  # the former can be a tied embedding's own buffer
         parts=_num_parts() if layout.endswith("panels") else 1,
         min_rows=1 if not is_cpu or policy.has_int8_decoder else 2 if layout == "panels" else 4,
         keeps_products_apart=is_cpu and not is_half,

@@ -37,9 +37,9 @@ def panel_shapes(in_features: int, features: int, parts: int) -> list[tuple[int,
 
 def arrange(kernel: Any, policy: Policy, layout: Layout, xp: Any) -> Any:
     """A kernel [in, out] in another layout, by numpy or jax.numpy."""
-    layout = layout.removeprefix(INT8)  # type: ignore[assignment]
-    if layout != "panels":
-        return kernel if layout == "in_out" else kernel.T
+    order = layout.removeprefix(INT8)
+    if order != "panels":
+        return kernel if order == "in_out" else kernel.T
     in_features, features = kernel.shape
     if features % PANEL:
         kernel = xp.pad(kernel, ((0, 0), (0, -features % PANEL)))
