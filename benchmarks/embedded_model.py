@@ -1,0 +1,216 @@
+"""Trains the model inside the package: printed lines, drawn and scanned, of up to about 75 characters.
+
+usage: python -m benchmarks.embedded_model --data FOLDER --texts FILE ... --output FOLDER [--start ID_OR_FOLDER] [...]
+
+FOLDER holds uw3_en_print.zip, ehri_en_typed.zip and sroie_en_receipts.zip (see `trocr_jax.datasets`), each with train/
+and val/. Drawn lines have the texts' words and this machine's fonts: those that were used are the Debian packages in
+benchmarks/embedded_fonts.txt. The model to start from is made to take images of WIDTH pixels; what it has learned is
+kept. An interrupted training goes on where the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+from rapidfuzz.distance import Levenshtein, Opcode
+
+from trocr_jax import TrOCR
+from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.datasets import open_dataset
+from trocr_jax.datasets.example import Example
+from trocr_jax.datasets.fonts import FOLDERS
+from trocr_jax.datasets.synthetic import SyntheticLines, synthetic_lines
+from trocr_jax.processing.processor import TrOCRProcessor
+from trocr_jax.training import TextEncoder, fit
+
+WIDTH = 512  # of the model's images, in pixels; 30 characters had 320
+MOST_CHARACTERS, MOST_TOKENS = 76, 48
+BATCH = 32
+LEAST_READ = 0.75  # of a label's letters, for its case to be known
+# Times that each scanned line is trained on, always changed.
+TIMES = {"uw3_en_print": 24, "ehri_en_typed": 24, "sroie_en_receipts": 4}
+# Families of no training line: what is said of unseen fonts is measured on them.
+HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
+FACES_OF_A_FAMILY = 4
+
+
+def widened(ocr: TrOCR, width: int) -> TrOCR:
+    """The model for images of another width: its positions are interpolated, all else stays."""
+    old = ocr.config.encoder
+    new = dataclasses.replace(old, image_size=(old.image_shape[0], width))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(ocr.params))
+    embeddings = params["encoder"]["embeddings"]
+    table = embeddings["position_embeddings"]
+    patches = new.image_shape[0] // new.patch_shape[0] * (width // new.patch_shape[1])
+    prefix = new.num_tokens - patches
+    if new.image_shape[0] != new.patch_shape[0]:
+        raise ValueError("patches must be as high as the image: positions are interpolated along one row")
+    spread = jax.image.resize(table[:, prefix:], (1, patches, table.shape[-1]), "cubic")
+    embeddings["position_embeddings"] = np.concatenate([table[:, :prefix], spread], 1)
+    wider = ocr.with_params(params, config=dataclasses.replace(ocr.config, encoder=new))
+    images = dataclasses.replace(ocr.processor.image_processor, size=(old.image_shape[0], width))
+    wider.processor = TrOCRProcessor(images, ocr.processor.tokenizer)
+    return wider
+
+
+def family(path: str) -> str:
+    """A font file's family, by the first word of its name."""
+    return re.split(r"[-_ \[]", pathlib.Path(path).stem)[0]
+
+
+def some_faces(lines: SyntheticLines, *, held_out: bool) -> SyntheticLines:
+    """The lines in the faces of training, a few of each family, or in those held out."""
+    families = collections.defaultdict(list)
+    for face in lines.faces:
+        if family(face.path).startswith(HELD_OUT) == held_out:
+            families[family(face.path)].append(face)
+    random = np.random.default_rng(0)
+    chosen = [random.permutation(len(faces))[:FACES_OF_A_FAMILY] for faces in families.values()]
+    faces = [faces[i] for faces, places in zip(families.values(), chosen, strict=True) for i in places]
+    return dataclasses.replace(lines, faces=faces)
+
+
+def cased(ocr: TrOCR, lines: Sequence[Example]) -> list[Example]:
+    """Lines whose labels are capitals whatever the image has, in the case that a model reads.
+
+    Lines of which it reads less than LEAST_READ of the letters rightly are left out; labels without letters stay.
+    """
+    texts = [line.text or "" for line in ocr.stream((line.open() for line in lines), batch_size=64)]
+    labels = [in_case_of(text, line.text) for text, line in zip(texts, lines, strict=True)]
+    return [
+        dataclasses.replace(line, text=label) for line, label in zip(lines, labels, strict=True) if label is not None
+    ]
+
+
+def in_case_of(text: str, label: str) -> str | None:
+    """A label of capitals in the case of what was read; letters that were not have the next one's in their word.
+
+    In:  "Cash1er:", "CASHIER:"
+    Out: "Cashier:"
+    """
+    blocks = [block for block in Levenshtein.opcodes(label.lower(), text.lower()) if block.tag == "equal"]
+    read = {block.src_start + i: text[block.dest_start + i] for block in blocks for i in range(len_of(block))}
+    letters = [place for place, character in enumerate(label) if character.isalpha()]
+    if sum(place in read for place in letters) < LEAST_READ * len(letters):
+        return None
+    found = list(label)
+    is_small = False
+    for place in reversed(range(len(label))):
+        if not label[place].isalpha():
+            is_small = False
+        elif place in read:
+            is_small = read[place].islower()
+        if is_small:
+            found[place] = label[place].lower()
+    return "".join(found)
+
+
+def len_of(block: Opcode) -> int:
+    """How many characters of the label a block of an alignment has."""
+    return block.src_end - block.src_start
+
+
+def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A line cut otherwise, turned, worn or of lower resolution, each at times."""
+    if random.random() < 0.5:
+        image = _recut(image, random)
+    if random.random() < 0.25:
+        edge = tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
+        image = image.rotate(random.uniform(-1, 1), Image.Resampling.BICUBIC, fillcolor=edge)
+    wear = random.random()
+    if wear < 0.25:  # scans of few dots an inch
+        height = int(random.integers(12, 25))
+        if height < image.height:
+            image = image.resize((max(round(image.width * height / image.height), 8), height), Image.Resampling.BOX)
+    elif wear < 0.35:
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.2)))
+    elif wear < 0.45 and image.height > 24:
+        image = image.filter((ImageFilter.MinFilter if random.random() < 0.5 else ImageFilter.MaxFilter)(3))
+    elif wear < 0.55:
+        grey = ImageOps.autocontrast(image.convert("L"))
+        limit = random.integers(90, 180)
+        image = grey.point(lambda level: 255 if level > limit else 0).convert("RGB")
+    return image
+
+
+def _recut(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """With up to a tenth of its height more or less on each side, and now and then paper behind its end."""
+    edge = tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
+    most = image.height * 0.1
+    left, top, right, bottom = (round(random.uniform(-most, most)) for _ in range(4))
+    if random.random() < 0.2:
+        right += round(random.uniform(0, 0.5) * image.width)
+    size = (max(image.width + left + right, 8), max(image.height + top + bottom, 8))
+    paper = Image.new("RGB", size, edge)
+    paper.paste(image, (left, top))
+    return paper
+
+
+def fitting(ocr: TrOCR, lines: Iterable[Example]) -> list[Example]:
+    """Those whose texts have at most MOST_TOKENS tokens."""
+    found = [line for line in lines if line.text]
+    rows = TextEncoder.of(ocr).encode([line.text for line in found])
+    return [line for line, row in zip(found, rows, strict=True) if len(row) <= MOST_TOKENS]
+
+
+def validation_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> list[Example]:
+    """Scanned lines, and drawn ones in fonts held out."""
+    receipts = cased(ocr, open_dataset(f"{data}/sroie_en_receipts.zip/val")[:500])
+    scans = [line for name in ("uw3_en_print", "ehri_en_typed") for line in open_dataset(f"{data}/{name}.zip/val")]
+    unseen = some_faces(dataclasses.replace(drawn, seed=1, num_lines=150), held_out=True)
+    return fitting(ocr, [*scans, *receipts[:300], *unseen])
+
+
+def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> list[Example]:
+    """All scanned lines as many times as TIMES says, then drawn ones up to the number of `drawn`."""
+    lines = {name: list(open_dataset(f"{data}/{name}.zip/train")) for name in TIMES}
+    lines["sroie_en_receipts"] = cased(ocr, lines["sroie_en_receipts"])
+    for name, found in lines.items():
+        lines[name] = fitting(ocr, found)
+        print(f"{name}: {len(lines[name])} of {len(open_dataset(f'{data}/{name}.zip/train'))} lines", flush=True)
+    scans = [line for name, found in lines.items() for line in found * TIMES[name]]
+    more = some_faces(dataclasses.replace(drawn, num_lines=drawn.num_lines - len(scans)), held_out=False)
+    print(f"{len(scans)} times a scanned line, {len(more)} drawn lines, {len(more.faces)} faces", flush=True)
+    return [*scans, *fitting(ocr, more)]
+
+
+def main() -> None:
+    """Trains, and writes the weights in float16."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--texts", nargs="+", required=True, help="of the words to draw, UTF-8")
+    parser.add_argument("--fonts", nargs="+", default=FOLDERS, help="files and folders (default: this machine's)")
+    parser.add_argument("--start", help="the model to start from (default: the one inside the package)")
+    parser.add_argument("--steps", type=int, default=9000, help=f"of {BATCH} images")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    options = parser.parse_args()
+    ocr = widened(TrOCR.from_pretrained(options.start), WIDTH)
+    drawn = synthetic_lines(
+        options.texts, num_lines=options.steps * BATCH, fonts=options.fonts, most_characters=MOST_CHARACTERS
+    )
+    reader = TrOCR.from_pretrained(options.start)
+    validation = validation_lines(reader, options.data, drawn)
+    train = training_lines(reader, options.data, drawn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = fit(
+            ocr, train, validation, options.output / "float32", augment=changed, resume=True, max_steps=options.steps,
+            batch_size=BATCH, learning_rate=options.learning_rate, warmup_steps=200, weight_decay=0.01,
+            ema_decay=0.999, eval_every=1000, patience=0, tell=print,
+        )  # fmt: skip
+    print(f"CER of the validation lines: {result.first_cer:.4f} before, {result.best_cer:.4f} behind")
+    convert(options.output / "float32", options.output / "float16", dtype="float16")
+
+
+if __name__ == "__main__":
+    main()

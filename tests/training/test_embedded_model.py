@@ -1,0 +1,116 @@
+"""The recipe of the model inside the package, and the table of what it reads."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import sys
+import zipfile
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import embedded_model, model_card
+from benchmarks.embedded_model import TIMES, cased, changed, family, in_case_of, some_faces, widened
+from tests.conftest import SAMPLES
+from trocr_jax import TrOCR
+from trocr_jax.datasets import open_dataset
+from trocr_jax.datasets.example import Example
+from trocr_jax.datasets.fonts import ASCII, Face
+from trocr_jax.datasets.synthetic import SyntheticLines
+
+FONTS = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf"
+
+
+@pytest.fixture(scope="module")
+def ocr():
+    return TrOCR.from_pretrained(dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "expected"),
+    [
+        ("Cash1er:", "CASHIER:", "Cashier:"),
+        ("TAMAN DAVA", "TAMAN DAYA", "TAMAN DAYA"),
+        ("Total Qty", "TOTAL QTY", "Total Qty"),
+        ("Toal", "TOTAL", "Total"),
+        ("no idea", "AMOUNT", None),
+        ("", "12.50", "12.50"),
+    ],
+)
+def test_labels_of_capitals_get_the_case_that_was_read(text, label, expected):
+    assert in_case_of(text, label) == expected
+
+
+def test_lines_of_unknown_case_are_left_out(ocr):
+    lines = [Example(line.name, line.text.upper(), line.open) for line in open_dataset(str(SAMPLES))]
+    wrong = Example("wrong", "QUITE ANOTHER TEXT", lines[0].open)
+    assert [line.text for line in cased(ocr, [*lines, wrong])] == [line.text for line in open_dataset(str(SAMPLES))]
+
+
+def test_a_widened_model_keeps_what_it_has_learned(ocr):
+    height, width = ocr.config.encoder.image_shape
+    same, wider = widened(ocr, width), widened(ocr, width + 64)
+    pixels = ocr.processor(SAMPLES / "date.png")["pixel_values"]
+    ids = np.array([[2, 5, 6]])
+    np.testing.assert_allclose(same.logits(pixels, ids), ocr.logits(pixels, ids), atol=1e-5)
+    assert wider.processor(SAMPLES / "date.png")["pixel_values"].shape == (1, 3, height, width + 64)
+    old, new = (np.asarray(one.params["encoder"]["embeddings"]["position_embeddings"]) for one in (ocr, wider))
+    assert new.shape[1] == old.shape[1] + 8
+    np.testing.assert_array_equal(new[:, 0], old[:, 0])  # the class token's
+    assert wider(SAMPLES / "price.png").text == "RM3.01"
+
+
+def test_faces_held_out_are_in_no_training_line():
+    drawn = ASCII | {" "}
+    names = ["Caladea-Bold.ttf", "DejaVuSans.ttf", *(f"Lato-{i}.ttf" for i in range(9))]
+    lines = SyntheticLines(["a"], [Face(name, frozenset(drawn)) for name in names], 5)
+    assert [face.path for face in some_faces(lines, held_out=True).faces] == ["Caladea-Bold.ttf"]
+    trained = [family(face.path) for face in some_faces(lines, held_out=False).faces]
+    assert sorted(trained) == ["DejaVuSans", *["Lato"] * embedded_model.FACES_OF_A_FAMILY]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (300, 12), (400, 64)])
+def test_changes_depend_on_the_generator_alone_and_leave_a_line(size):
+    image = Image.effect_noise(size, 60).convert("RGB")
+    for seed in range(40):
+        first, again = (changed(image, np.random.default_rng(seed)) for _ in range(2))
+        assert first.mode == "RGB"
+        assert first.tobytes() == again.tobytes()
+    assert any(changed(image, np.random.default_rng(seed)).tobytes() != image.tobytes() for seed in range(40))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Archives of the samples in the places of the scanned lines, and a text."""
+    for name in TIMES:
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for split in ("train", "val", "test"):
+                for path in SAMPLES.iterdir():
+                    archive.write(path, f"{name}/{split}/{path.name}")
+    (tmp_path / "words.txt").write_text("Some words to draw, in lines. " * 20)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, capsys):
+    monkeypatch.setattr(embedded_model, "HELD_OUT", ("DejaVuSerif",))
+    monkeypatch.setattr(embedded_model, "TIMES", dict.fromkeys(TIMES, 1))
+    monkeypatch.setattr(model_card, "NUM_DRAWN", 5)
+    common = ["--data", str(data), "--texts", str(data / "words.txt"), "--fonts", str(FONTS)]
+    monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "--output", str(data / "out")])
+    embedded_model.main()
+    trained = data / "out" / "float16"
+    assert TrOCR.from_pretrained(trained).config.encoder.image_shape == (32, embedded_model.WIDTH)
+    assert len((data / "out" / "float32" / "training" / "log.csv").read_text().splitlines()) == 4
+    shutil.rmtree(data / "out" / "float32")
+    monkeypatch.setattr(sys, "argv", ["model_card", *common, "--models", str(trained), "--output", str(data / "card")])
+    model_card.main()
+    assert capsys.readouterr().out.endswith((data / "card" / "results.md").read_text())
+    rows = json.loads((data / "card" / "results.json").read_text())["rows"]
+    assert [row["lines"] for row in rows] == [*model_card.SCANS, model_card.DRAWN] * 2
+    assert rows[4]["cer"] == [0, 0, 0]  # the samples, by the model inside the package
+    assert Image.open(data / "card" / "misread.png").width == model_card.WIDTH
