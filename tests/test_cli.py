@@ -400,6 +400,14 @@ def test_mistakes_in_the_arguments_end_with_status_2(arguments, capsys):
     assert "usage: trocr-jax" in err
 
 
+@pytest.mark.parametrize("arguments", [["read", "--num", "4", "a.png"], ["data", "check", "--plo", "a.png", "lines"]])
+def test_options_have_their_whole_names(arguments, capsys):
+    # A part of a name would mean another option, or none, once there is a second that begins so.
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert f"unrecognized arguments: {next(x for x in arguments if x.startswith('--'))}" in capsys.readouterr().err
+
+
 def test_version_and_help(capsys):
     for arguments in (["--version"], ["--help"], ["read", "--help"]):
         with pytest.raises(SystemExit) as caught:

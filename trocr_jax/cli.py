@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import trocr_jax.version
 from trocr_jax.commands.calibrate import add_calibrate
@@ -46,8 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One, and of its commands alike, that takes options by their whole names: a new one changes no old script."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
+    parser = _Parser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
     parser.add_argument("--version", action="version", version=f"trocr-jax {trocr_jax.version.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_read(commands)
