@@ -4,8 +4,8 @@ usage: python -m benchmarks.embedded_model --data FOLDER --texts FILE ... --outp
 
 FOLDER holds uw3_en_print.zip, ehri_en_typed.zip and sroie_en_receipts.zip (see `trocr_jax.datasets`), each with train/
 and val/. Drawn lines have the texts' words and this machine's fonts: those that were used are the Debian packages in
-benchmarks/embedded_fonts.txt. The model to start from is made to take images of WIDTH pixels; what it has learned is
-kept. An interrupted training goes on where the same command is given again.
+benchmarks/embedded_fonts.txt. The model to start from is made to take images of IMAGE_SIZE, and keeps what it has
+learned. An interrupted training goes on where the same command is given again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 
-import jax
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from rapidfuzz.distance import Levenshtein, Opcode
@@ -29,10 +28,9 @@ from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.example import Example
 from trocr_jax.datasets.fonts import FOLDERS
 from trocr_jax.datasets.synthetic import SyntheticLines, synthetic_lines
-from trocr_jax.processing.processor import TrOCRProcessor
-from trocr_jax.training import TextEncoder, fit
+from trocr_jax.training import TextEncoder, fit, with_image_size
 
-WIDTH = 512  # of the model's images, in pixels; 30 characters had 320
+IMAGE_SIZE = (32, 512)  # height and width in pixels; lines of at most 30 characters had (32, 320)
 MOST_CHARACTERS, MOST_TOKENS = 76, 48
 BATCH = 32
 LEAST_READ = 0.75  # of a label's letters, for its case to be known
@@ -41,25 +39,6 @@ TIMES = {"uw3_en_print": 24, "ehri_en_typed": 24, "sroie_en_receipts": 4}
 # Families of no training line: what is said of unseen fonts is measured on them.
 HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
 FACES_OF_A_FAMILY = 4
-
-
-def widened(ocr: TrOCR, width: int) -> TrOCR:
-    """The model for images of another width: its positions are interpolated, all else stays."""
-    old = ocr.config.encoder
-    new = dataclasses.replace(old, image_size=(old.image_shape[0], width))
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(ocr.params))
-    embeddings = params["encoder"]["embeddings"]
-    table = embeddings["position_embeddings"]
-    patches = new.image_shape[0] // new.patch_shape[0] * (width // new.patch_shape[1])
-    prefix = new.num_tokens - patches
-    if new.image_shape[0] != new.patch_shape[0]:
-        raise ValueError("patches must be as high as the image: positions are interpolated along one row")
-    spread = jax.image.resize(table[:, prefix:], (1, patches, table.shape[-1]), "cubic")
-    embeddings["position_embeddings"] = np.concatenate([table[:, :prefix], spread], 1)
-    wider = ocr.with_params(params, config=dataclasses.replace(ocr.config, encoder=new))
-    images = dataclasses.replace(ocr.processor.image_processor, size=(old.image_shape[0], width))
-    wider.processor = TrOCRProcessor(images, ocr.processor.tokenizer)
-    return wider
 
 
 def family(path: str) -> str:
@@ -194,11 +173,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    ocr = widened(TrOCR.from_pretrained(options.start), WIDTH)
+    reader = TrOCR.from_pretrained(options.start)
+    ocr = with_image_size(reader, IMAGE_SIZE)
     drawn = synthetic_lines(
         options.texts, num_lines=options.steps * BATCH, fonts=options.fonts, most_characters=MOST_CHARACTERS
     )
-    reader = TrOCR.from_pretrained(options.start)
     validation = validation_lines(reader, options.data, drawn)
     train = training_lines(reader, options.data, drawn)
     with warnings.catch_warnings():

@@ -59,7 +59,7 @@ def test_images_give_pixel_values_and_text_gives_labels(processor, oracle):
 def test_images_alone_give_pixel_values(processor, oracle):
     found = processor(line())
     assert set(found) == {"pixel_values"}
-    assert found.pixel_values.shape == (1, 3, 32, 320)
+    assert found.pixel_values.shape == (1, 3, 32, 512)
     np.testing.assert_array_equal(found.pixel_values, oracle(images=line(), return_tensors="np")["pixel_values"])
     np.testing.assert_array_equal(processor(images=[line()]).pixel_values, found.pixel_values)
 
@@ -163,7 +163,7 @@ def test_a_settings_file_may_have_any_name(folder):
 def test_without_tokenizer_files_only_text_fails(folder):
     (folder / "tokenizer.json").unlink()
     processor = TrOCRProcessor.from_pretrained(folder)
-    assert processor(line()).pixel_values.shape == (1, 3, 32, 320)
+    assert processor(line()).pixel_values.shape == (1, 3, 32, 512)
     for call in (
         lambda: processor(text="a"),
         lambda: processor(images=line(), text="a"),

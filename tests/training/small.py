@@ -16,6 +16,7 @@ from tests.twins import config_dict
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, make_mesh
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
+from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.sharding import shard_batch
 from trocr_jax.training import TrainingSettings, TrainState, fit
 from trocr_jax.training.plan import Plan
@@ -30,12 +31,13 @@ TEXTS = ("ab", "c", "ba d", "e", "cab")
 
 
 def small_ocr() -> TrOCR:
-    """The model with random weights, and the embedded one's processor."""
+    """The model with random weights, and the embedded one's processor for its size of images."""
     embedded = TrOCR.from_pretrained()
     network = VisionEncoderDecoderModel(
         VisionEncoderDecoderConfig.from_dict(CONFIG), generation_config=embedded.generation_config.replace(max_length=9)
     )
-    return TrOCR(network, embedded.processor)
+    images = dataclasses.replace(embedded.processor.image_processor, size=network.config.encoder.image_shape)
+    return TrOCR(network, TrOCRProcessor(images, embedded.processor.tokenizer))
 
 
 def examples(texts=TEXTS) -> list[Example]:

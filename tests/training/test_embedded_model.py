@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import embedded_model, model_card
-from benchmarks.embedded_model import TIMES, cased, changed, family, in_case_of, some_faces, widened
+from benchmarks.embedded_model import TIMES, cased, changed, family, in_case_of, some_faces
 from tests.conftest import SAMPLES
 from trocr_jax import TrOCR
 from trocr_jax.datasets import open_dataset
@@ -49,19 +49,6 @@ def test_lines_of_unknown_case_are_left_out(ocr):
     lines = [Example(line.name, line.text.upper(), line.open) for line in open_dataset(str(SAMPLES))]
     wrong = Example("wrong", "QUITE ANOTHER TEXT", lines[0].open)
     assert [line.text for line in cased(ocr, [*lines, wrong])] == [line.text for line in open_dataset(str(SAMPLES))]
-
-
-def test_a_widened_model_keeps_what_it_has_learned(ocr):
-    height, width = ocr.config.encoder.image_shape
-    same, wider = widened(ocr, width), widened(ocr, width + 64)
-    pixels = ocr.processor(SAMPLES / "date.png")["pixel_values"]
-    ids = np.array([[2, 5, 6]])
-    np.testing.assert_allclose(same.logits(pixels, ids), ocr.logits(pixels, ids), atol=1e-5)
-    assert wider.processor(SAMPLES / "date.png")["pixel_values"].shape == (1, 3, height, width + 64)
-    old, new = (np.asarray(one.params["encoder"]["embeddings"]["position_embeddings"]) for one in (ocr, wider))
-    assert new.shape[1] == old.shape[1] + 8
-    np.testing.assert_array_equal(new[:, 0], old[:, 0])  # the class token's
-    assert wider(SAMPLES / "price.png").text == "RM3.01"
 
 
 def test_faces_held_out_are_in_no_training_line():
@@ -104,7 +91,7 @@ def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "--output", str(data / "out")])
     embedded_model.main()
     trained = data / "out" / "float16"
-    assert TrOCR.from_pretrained(trained).config.encoder.image_shape == (32, embedded_model.WIDTH)
+    assert TrOCR.from_pretrained(trained).config.encoder.image_shape == embedded_model.IMAGE_SIZE
     assert len((data / "out" / "float32" / "training" / "log.csv").read_text().splitlines()) == 4
     shutil.rmtree(data / "out" / "float32")
     monkeypatch.setattr(sys, "argv", ["model_card", *common, "--models", str(trained), "--output", str(data / "card")])

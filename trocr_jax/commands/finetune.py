@@ -54,6 +54,14 @@ def process_of(text: str) -> Mapping[str, Any]:
     return {"coordinator_address": found[1], "process_id": int(found[2]), "num_processes": int(found[3])}
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 384x768")
+    return int(found[1]), int(found[2])
+
+
 def add_finetune(commands: Any) -> None:
     """Adds the command to a parser's."""
     parser = commands.add_parser(
@@ -86,6 +94,12 @@ def add_finetune(commands: Any) -> None:
     )
     add("--batch-size", type=positive, metavar="N", help="images an update (default: 16)")
     add("--learning-rate", type=float, metavar="X", help="its peak (default: 5e-5 * 1024 / the decoder's width)")
+    add(
+        "--image-size",
+        type=image_size,
+        metavar="HEIGHTxWIDTH",
+        help="make images this large, such as 384x768 for long lines (default: the model's size)",
+    )
     add("--seed", type=int, metavar="N", help="of the lines' order and of dropout (default: 0)")
     dtypes = ("auto", "float32", "bfloat16")
     add("--dtype", default="auto", choices=dtypes, help="precision, as in `trocr-jax read`; weights are float32 always")
@@ -172,7 +186,7 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     from trocr_jax.compilation_cache import enable_compilation_cache
     from trocr_jax.recognizer import TrOCR
     from trocr_jax.sharding import make_mesh
-    from trocr_jax.training import fit
+    from trocr_jax.training import fit, with_image_size
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
@@ -180,6 +194,8 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     enable_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype, mesh=mesh)
+    if options.image_size is not None:
+        ocr = with_image_size(ocr, options.image_size)
     augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
     return fit(

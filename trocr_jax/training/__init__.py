@@ -2,6 +2,7 @@
 
 from trocr_jax.modeling.loss import cross_entropy, shift_tokens_right, summed_cross_entropy
 from trocr_jax.training.batches import Batch, Batches
+from trocr_jax.training.images import with_image_size
 from trocr_jax.training.labels import LabelFormat, TextEncoder, detect_label_format, pad_labels
 from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.loop import FitResult, fit
@@ -37,4 +38,5 @@ __all__ = [
     "save_adapters",
     "shift_tokens_right",
     "summed_cross_entropy",
+    "with_image_size",
 ]
