@@ -2,7 +2,7 @@
 
 usage: python benchmarks/boxes.py [--lines N] [--seed S]
 
-Lines of at most 30 characters, the embedded model's limit, are drawn in Pillow's own face and those of DejaVu that the
+Lines of at most 30 characters are drawn in Pillow's own face and those of DejaVu that the
 system has; true boxes are those of the pixels that a character adds to the picture. Only lines that are read without
 an error count, since others have no true boxes. Beside the library's boxes stand
 

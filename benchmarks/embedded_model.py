@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
-from rapidfuzz.distance import Levenshtein, Opcode
+from rapidfuzz.distance import Levenshtein
 
 from trocr_jax import TrOCR
 from trocr_jax.checkpoints.conversion import convert
@@ -34,11 +34,12 @@ IMAGE_SIZE = (32, 512)  # height and width in pixels; lines of at most 30 charac
 MOST_CHARACTERS, MOST_TOKENS = 76, 48
 BATCH = 32
 LEAST_READ = 0.75  # of a label's letters, for its case to be known
-# Times that each scanned line is trained on, always changed.
+# Times that each scanned line is trained on, mostly changed.
 TIMES = {"uw3_en_print": 24, "ehri_en_typed": 24, "sroie_en_receipts": 4}
 # Families of no training line: what is said of unseen fonts is measured on them.
 HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
 FACES_OF_A_FAMILY = 4
+FONTS = "benchmarks/embedded_fonts.txt"
 
 
 def family(path: str) -> str:
@@ -52,6 +53,8 @@ def some_faces(lines: SyntheticLines, *, held_out: bool) -> SyntheticLines:
     for face in lines.faces:
         if family(face.path).startswith(HELD_OUT) == held_out:
             families[family(face.path)].append(face)
+    if missing := [name for name in HELD_OUT if held_out and not any(found.startswith(name) for found in families)]:
+        raise ValueError(f"fonts of {', '.join(missing)} are missing: install the packages in {FONTS}")
     random = np.random.default_rng(0)
     chosen = [random.permutation(len(faces))[:FACES_OF_A_FAMILY] for faces in families.values()]
     faces = [faces[i] for faces, places in zip(families.values(), chosen, strict=True) for i in places]
@@ -63,7 +66,7 @@ def cased(ocr: TrOCR, lines: Sequence[Example]) -> list[Example]:
 
     Lines of which it reads less than LEAST_READ of the letters rightly are left out; labels without letters stay.
     """
-    texts = [line.text or "" for line in ocr.stream((line.open() for line in lines), batch_size=64)]
+    texts = [line.text for line in ocr.stream((line.open() for line in lines), batch_size=64)]
     labels = [in_case_of(text, line.text) for text, line in zip(texts, lines, strict=True)]
     return [
         dataclasses.replace(line, text=label) for line, label in zip(lines, labels, strict=True) if label is not None
@@ -71,31 +74,25 @@ def cased(ocr: TrOCR, lines: Sequence[Example]) -> list[Example]:
 
 
 def in_case_of(text: str, label: str) -> str | None:
-    """A label of capitals in the case of what was read; letters that were not have the next one's in their word.
+    """A label of capitals in the case of what was read; None where less than LEAST_READ of its letters were.
+
+    Letters that were not have the next one's in their word, or at its end the one's before.
 
     In:  "Cash1er:", "CASHIER:"
     Out: "Cashier:"
     """
-    blocks = [block for block in Levenshtein.opcodes(label.lower(), text.lower()) if block.tag == "equal"]
-    read = {block.src_start + i: text[block.dest_start + i] for block in blocks for i in range(len_of(block))}
+    blocks = Levenshtein.opcodes(label.lower(), text.lower()).as_matching_blocks()
+    is_small = {block.a + i: text[block.b + i].islower() for block in blocks for i in range(block.size)}
     letters = [place for place, character in enumerate(label) if character.isalpha()]
-    if sum(place in read for place in letters) < LEAST_READ * len(letters):
+    if sum(place in is_small for place in letters) < LEAST_READ * len(letters):
         return None
-    found = list(label)
-    is_small = False
-    for place in reversed(range(len(label))):
-        if not label[place].isalpha():
-            is_small = False
-        elif place in read:
-            is_small = read[place].islower()
-        if is_small:
-            found[place] = label[place].lower()
-    return "".join(found)
-
-
-def len_of(block: Opcode) -> int:
-    """How many characters of the label a block of an alignment has."""
-    return block.src_end - block.src_start
+    for places in (reversed(letters), letters):
+        neighbour = -1
+        for place in places:
+            if place not in is_small and abs(place - neighbour) == 1 and neighbour in is_small:
+                is_small[place] = is_small[neighbour]
+            neighbour = place
+    return "".join(character.lower() if is_small.get(place) else character for place, character in enumerate(label))
 
 
 def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -151,14 +148,17 @@ def validation_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> l
 
 def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> list[Example]:
     """All scanned lines as many times as TIMES says, then drawn ones up to the number of `drawn`."""
-    lines = {name: list(open_dataset(f"{data}/{name}.zip/train")) for name in TIMES}
-    lines["sroie_en_receipts"] = cased(ocr, lines["sroie_en_receipts"])
-    for name, found in lines.items():
-        lines[name] = fitting(ocr, found)
-        print(f"{name}: {len(lines[name])} of {len(open_dataset(f'{data}/{name}.zip/train'))} lines", flush=True)
-    scans = [line for name, found in lines.items() for line in found * TIMES[name]]
+    scans = []
+    for name, times in TIMES.items():
+        lines = list(open_dataset(f"{data}/{name}.zip/train"))
+        found = fitting(ocr, cased(ocr, lines) if name == "sroie_en_receipts" else lines)
+        print(f"{name}: {len(found)} of {len(lines)} lines, {times} times", flush=True)
+        scans += found * times
+    if len(scans) >= drawn.num_lines:
+        raise ValueError(f"{drawn.num_lines} images are fewer than the {len(scans)} of scanned lines; raise --steps")
     more = some_faces(dataclasses.replace(drawn, num_lines=drawn.num_lines - len(scans)), held_out=False)
-    print(f"{len(scans)} times a scanned line, {len(more)} drawn lines, {len(more.faces)} faces", flush=True)
+    families = {family(face.path) for face in more.faces}
+    print(f"{len(more)} drawn lines, {len(more.faces)} faces of {len(families)} families", flush=True)
     return [*scans, *fitting(ocr, more)]
 
 
@@ -187,7 +187,7 @@ def main() -> None:
             batch_size=BATCH, learning_rate=options.learning_rate, warmup_steps=200, weight_decay=0.01,
             ema_decay=0.999, eval_every=1000, patience=0, tell=print,
         )  # fmt: skip
-    print(f"CER of the validation lines: {result.first_cer:.4f} before, {result.best_cer:.4f} behind")
+    print(f"CER of the validation lines: {result.first_cer:.4f} before, {result.best_cer:.4f} after")
     convert(options.output / "float32", options.output / "float16", dtype="float16")
 
 

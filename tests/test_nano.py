@@ -54,13 +54,10 @@ def test_int8_reads_nearly_the_same_texts(nano, num_beams, kind):
     assert sum(line.text == entry[f"{kind}_text"] for line, entry in zip(lines, expected, strict=True)) >= 62
 
 
-@pytest.mark.parametrize(("name", "most", "before"), [("uw3_en_print", 0.03, 0.35), ("ehri_en_typed", 0.2, 0.7)])
-def test_the_embedded_model_reads_scanned_lines_and_the_one_before_did_not(shared, nano, name, most, before):
+@pytest.mark.parametrize(("name", "most"), [("uw3_en_print", 0.03), ("ehri_en_typed", 0.2)])
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_the_embedded_model_reads_scanned_lines(shared, name, most, num_beams):
     lines = open_dataset(str(shared / "data" / "lines" / f"{name}.zip") + "/test")
-    embedded, first = (
-        evaluate(TrOCR.from_pretrained(source, dtype="float32"), lines, samples=1).all.rates["cer"].value
-        for source in (None, nano[0])
-    )
-    print(f"CER of {name}: {embedded:.4f}, before {first:.4f}")
-    assert embedded < most
-    assert first > before
+    report = evaluate(TrOCR.from_pretrained(dtype="float32"), lines, samples=1, num_beams=num_beams)
+    print(f"CER of {name}: {report.all.rates['cer'].value:.4f}")
+    assert report.all.rates["cer"].value < most

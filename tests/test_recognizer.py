@@ -248,7 +248,7 @@ def test_results_stream_batch_by_batch(ocr):
 
 def test_parts_fit_together(ocr):
     pixels = ocr.processor(PATHS[:3]).pixel_values
-    assert pixels.shape == (3, 3, 32, 320)
+    assert pixels.shape == (3, 3, 32, 512)
     assert pixels.dtype == np.float32
     states = ocr.encode(pixels)
     assert states.shape == (3, ocr.config.encoder.num_tokens, 192)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One, and of its commands alike, that takes options by their whole names: a new one changes no old script."""
+    """Takes options by their whole names only, and so do its commands: a new option changes what no script means."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)

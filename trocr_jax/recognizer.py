@@ -94,11 +94,13 @@ class TrOCR(Saved):
         *,
         config: VisionEncoderDecoderConfig | None = None,
         tokenizer: TrOCRTokenizer | None = None,
+        image_processor: ImageProcessor | None = None,
         generation_config: GenerationConfig | None = None,
     ) -> TrOCR:
         """A recogniser with other weights, uncalibrated; it shares what else this one has and is not given.
 
-        Weights of another architecture go with its `config`, those of another vocabulary with its `tokenizer` as well.
+        Weights of another architecture go with its `config`, those of another vocabulary with its `tokenizer` as well,
+        those for other images with its `image_processor`.
         """
         old = self._network
         network = VisionEncoderDecoderModel(
@@ -110,7 +112,11 @@ class TrOCR(Saved):
         )
         network.source = old.source
         processor = self.processor
-        return TrOCR(network, processor if tokenizer is None else processor.with_tokenizer(tokenizer))
+        if tokenizer is not None:
+            processor = processor.with_tokenizer(tokenizer)
+        if image_processor is not None:
+            processor = processor.with_image_processor(image_processor)
+        return TrOCR(network, processor)
 
     def on(self, mesh: Mesh | None) -> TrOCR:
         """A recogniser with the same weights on other devices; None for this process's own."""

@@ -114,7 +114,7 @@ def test_a_checkpoint_in_shards_is_loaded(hub, nano, embedded):
 def test_a_processor_needs_no_weights(hub, nano):
     hub.repositories["org/nano"] = nano
     processor = trocr_jax.TrOCRProcessor.from_pretrained("org/nano")
-    assert processor(image()).pixel_values.shape == (1, 3, 32, 320)
+    assert processor(image()).pixel_values.shape == (1, 3, 32, 512)
     assert hub.fetched() == sorted(SMALL)
 
 

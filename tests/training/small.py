@@ -16,7 +16,6 @@ from tests.twins import config_dict
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, make_mesh
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
-from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.sharding import shard_batch
 from trocr_jax.training import TrainingSettings, TrainState, fit
 from trocr_jax.training.plan import Plan
@@ -37,7 +36,7 @@ def small_ocr() -> TrOCR:
         VisionEncoderDecoderConfig.from_dict(CONFIG), generation_config=embedded.generation_config.replace(max_length=9)
     )
     images = dataclasses.replace(embedded.processor.image_processor, size=network.config.encoder.image_shape)
-    return TrOCR(network, TrOCRProcessor(images, embedded.processor.tokenizer))
+    return TrOCR(network, embedded.processor.with_image_processor(images))
 
 
 def examples(texts=TEXTS) -> list[Example]:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import sys
+import types
 import zipfile
 
 import matplotlib
@@ -21,6 +22,7 @@ from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.example import Example
 from trocr_jax.datasets.fonts import ASCII, Face
 from trocr_jax.datasets.synthetic import SyntheticLines
+from trocr_jax.evaluation.report import Compared
 
 FONTS = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf"
 
@@ -37,6 +39,8 @@ def ocr():
         ("TAMAN DAVA", "TAMAN DAYA", "TAMAN DAYA"),
         ("Total Qty", "TOTAL QTY", "Total Qty"),
         ("Toal", "TOTAL", "Total"),
+        ("Tota1", "TOTAL", "Total"),
+        ("Amount N0", "AMOUNT NO", "Amount NO"),
         ("no idea", "AMOUNT", None),
         ("", "12.50", "12.50"),
     ],
@@ -51,10 +55,11 @@ def test_lines_of_unknown_case_are_left_out(ocr):
     assert [line.text for line in cased(ocr, [*lines, wrong])] == [line.text for line in open_dataset(str(SAMPLES))]
 
 
-def test_faces_held_out_are_in_no_training_line():
+def test_faces_held_out_are_in_no_training_line(monkeypatch):
     drawn = ASCII | {" "}
     names = ["Caladea-Bold.ttf", "DejaVuSans.ttf", *(f"Lato-{i}.ttf" for i in range(9))]
     lines = SyntheticLines(["a"], [Face(name, frozenset(drawn)) for name in names], 5)
+    monkeypatch.setattr(embedded_model, "HELD_OUT", ("Caladea",))
     assert [face.path for face in some_faces(lines, held_out=True).faces] == ["Caladea-Bold.ttf"]
     trained = [family(face.path) for face in some_faces(lines, held_out=False).faces]
     assert sorted(trained) == ["DejaVuSans", *["Lato"] * embedded_model.FACES_OF_A_FAMILY]
@@ -98,6 +103,30 @@ def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, caps
     model_card.main()
     assert capsys.readouterr().out.endswith((data / "card" / "results.md").read_text())
     rows = json.loads((data / "card" / "results.json").read_text())["rows"]
-    assert [row["lines"] for row in rows] == [*model_card.SCANS, model_card.DRAWN] * 2
+    assert [row["lines"] for row in rows] == [*model_card.SCANS, model_card.DRAWN] * 2  # all texts are trained on
     assert rows[4]["cer"] == [0, 0, 0]  # the samples, by the model inside the package
-    assert Image.open(data / "card" / "misread.png").width == model_card.WIDTH
+
+
+def test_the_picture_has_the_lines_that_were_misread():
+    def report(*texts):
+        lines = [Compared(Example("a", "ab", lambda: Image.new("RGB", (90, 20))), text, text != "ab", 1.0, False)
+                 for text in texts]  # fmt: skip
+        return types.SimpleNamespace(worst=lambda count: [line for line in lines if line.edits][:count])
+
+    picture = model_card.misread({"one": report("ab", "ac"), "another": report("b")})
+    assert picture.size == (model_card.WIDTH, 2 * (model_card.HEIGHT + model_card.STRIP))
+
+
+def test_texts_that_were_trained_on_are_told_apart(data):
+    lines = [Compared(Example("a", text, Image.new), text[:-1], 1, 1.0, False) for text in ("rm3.01", "UNSEEN")]
+    name = model_card.REPEATING[0]
+    rows = model_card.rows_of("mine", {name: types.SimpleNamespace(compared=lines)}, data)
+    assert [(row["lines"], row["number"]) for row in rows] == [(name, 2), (f"{name}, texts unseen", 1)]
+
+
+def test_missing_fonts_and_too_few_steps_are_told(ocr, data):
+    lines = SyntheticLines(["a"], [Face("Caladea.ttf", frozenset(ASCII))], 5)
+    with pytest.raises(ValueError, match=r"fonts of B612, Cantarell, CharisSIL.* are missing"):
+        some_faces(lines, held_out=True)
+    with pytest.raises(ValueError, match=r"5 images are fewer than the .* raise --steps"):
+        embedded_model.training_lines(ocr, data, lines)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from tests.conftest import SAMPLES
 from tests.training.small import small_ocr
 from tests.twins import config_dict
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, cli
 from trocr_jax.checkpoints.conversion import convert
+from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.training import with_image_size
 
 
@@ -64,9 +68,27 @@ def test_transformers_reads_the_result_alike(model_type, tmp_path):
     np.testing.assert_allclose(wider.logits(pixels, ids), expected, atol=2e-5)
 
 
-def test_a_wider_model_still_reads(ocr):
+def test_what_else_the_recogniser_has_stays(ocr):
     height, width = ocr.config.encoder.image_shape
-    assert with_image_size(ocr, (height, width + 64))(SAMPLES / "price.png").text == "RM3.01"
+    wider = with_image_size(ocr, (height, width + 64))
+    assert wider.processor.tokenizer is ocr.processor.tokenizer
+    assert (wider.generation_config, wider.source) == (ocr.generation_config, ocr.source)
+    kinds = [{leaf.dtype for leaf in jax.tree.leaves(dict(one.params))} for one in (ocr, wider)]
+    assert kinds[0] == kinds[1] == {np.dtype("float16")}
+
+
+def test_images_are_resized_whole_and_no_text_is_needed(tmp_path):
+    ocr = grid_model("deit")
+    images = dataclasses.replace(
+        ocr.processor.image_processor, size=(30, 50), crop_size=(24, 40), do_center_crop=True, do_resize=False
+    )
+    images.save_pretrained(tmp_path)
+    ocr.processor = TrOCRProcessor.from_pretrained(tmp_path)
+    wider = with_image_size(ocr, (24, 80))
+    assert wider.processor(Image.effect_noise((100, 30), 60))["pixel_values"].shape == (1, 3, 24, 80)
+    with pytest.raises(ValueError, match=str(tmp_path)):  # as before, when it is asked for
+        _ = wider.processor.tokenizer
+    assert with_image_size(ocr, (24, 24)).config.encoder.image_size == 24
 
 
 @pytest.mark.parametrize("size", [(32, 100), (30, 512), (0, 512), (32, -8)])
@@ -80,8 +102,13 @@ def test_the_command_trains_on_images_of_another_size(tmp_path, capsys):
     arguments = ["finetune", *lines, "--output", str(tmp_path / "wide"), "--image-size", "32x640", "--max-steps", "1"]
     assert cli.main(arguments) == 0
     assert TrOCR.from_pretrained(tmp_path / "wide").config.encoder.image_shape == (32, 640)
-    assert cli.main([*arguments[:-4], "--resume"]) == 2
-    assert "holds a training that differs in" in capsys.readouterr().err
+    assert "images are made 32 pixels high and 640 wide" in capsys.readouterr().err
+    without = [argument for argument in arguments if argument not in ("--image-size", "32x640")]
+    assert cli.main([*without, "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert "max_steps" not in told
+    assert "differs in model and labels" in told
+    assert "size of images" in told
     with pytest.raises(SystemExit):
         cli.main(["finetune", *lines, "--output", "x", "--image-size", "640"])
     assert "'640' is not HEIGHTxWIDTH" in capsys.readouterr().err

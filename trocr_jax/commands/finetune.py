@@ -196,6 +196,7 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype, mesh=mesh)
     if options.image_size is not None:
         ocr = with_image_size(ocr, options.image_size)
+        _tell("images are made {} pixels high and {} wide".format(*options.image_size))
     augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
     return fit(

@@ -70,6 +70,12 @@ class TrOCRProcessor(Saved):
         processor._missing = self._missing
         return processor
 
+    def with_image_processor(self, image_processor: ImageProcessor) -> TrOCRProcessor:
+        """A processor with another image part and this one's tokenizer, if it has one."""
+        processor = TrOCRProcessor(image_processor, self._tokenizer)
+        processor._missing = self._missing
+        return processor
+
     def _part(self, name: str, part: Any) -> Any:
         if part is None:
             raise ValueError(self._missing.get(name, f"this processor was made without {name}"))

@@ -39,6 +39,7 @@ from trocr_jax.training.vocabulary import EMBEDDING, HEAD, VocabularyReport, cha
 # Below the output folder, beside the model.
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
 COVERAGE_NAME = "coverage.json"
+MODEL_AND_LABELS = "model and labels"  # in the settings' file, where they are a hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Plan:
         del settings["fsdp"]  # where things lie changes nothing about them
         return {
             **settings,
-            "model and labels": self._fingerprint(),
+            MODEL_AND_LABELS: self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
             "augmentation": None if augment is None else _name_of(augment),
@@ -144,6 +145,8 @@ class Plan:
         differing = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
         if differing:
             told = ", ".join(f"{name} (was {before.get(name)!r}, is {identity.get(name)!r})" for name in differing)
+            if MODEL_AND_LABELS in differing:
+                told += ", that is in architecture, size of images, precision, start token or texts"
             raise ValueError(
                 f"{self.output} holds a training that differs in {told}; resume with what it was started with, or "
                 "train its model further in another folder"
