@@ -138,6 +138,10 @@ def spans(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_prose_names_is_there(page):
     of_benchmarks = {
+        "--texts",
+        "--steps",
+        "--start",
+        "--counts",
         "--no-processes",
         "--dtypes",
         "--topology",
