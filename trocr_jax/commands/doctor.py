@@ -8,6 +8,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from trocr_jax.commands.read import add_dtype
+
 if TYPE_CHECKING:
     from trocr_jax.findings import Finding
 
@@ -30,9 +32,7 @@ def add_doctor(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="ID_OR_FOLDER", help="load it, too, and compare an official one with its published logits"
     )
-    parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="precision, as in `trocr-jax read`"
-    )
+    add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.set_defaults(run=_doctor)
 
