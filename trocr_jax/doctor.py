@@ -43,8 +43,8 @@ LARGE_WEIGHTS = 2.43e9  # bytes of trocr-large's weights in float32, the largest
 def diagnose(model: str | None = None, *, dtype: str = "auto") -> Iterator[Finding]:
     """The findings, each as soon as it is there; with `model` (a folder or hub id), that one is loaded and checked.
 
-    `dtype` is the precision to check: "float32", "bfloat16", "int8" or "auto". Two programs are compiled, one more for a
-    model.
+    `dtype` is the precision to check: "float32", "bfloat16", "int8" or "auto". Two programs are compiled, and one more
+    for a model.
     """
     from trocr_jax import official_check
 
