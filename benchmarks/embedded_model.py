@@ -34,8 +34,9 @@ IMAGE_SIZE = (32, 512)  # height and width in pixels; lines of at most 30 charac
 MOST_CHARACTERS, MOST_TOKENS = 76, 48
 BATCH = 32
 LEAST_READ = 0.75  # of a label's letters, for its case to be known
-# Times that each scanned line is trained on, mostly changed.
-TIMES = {"uw3_en_print": 24, "ehri_en_typed": 24, "sroie_en_receipts": 4}
+# Shares of all images that are scanned lines, mostly changed; the others are drawn.
+SHARES = {"uw3_en_print": 0.02, "ehri_en_typed": 0.113, "sroie_en_receipts": 0.146}
+RECEIPT_WORDS, CUT_WORDS = 0.2, 0.06  # shares of the words to draw: see `with_receipts` and `with_cut_words`
 # Families of no training line: what is said of unseen fonts is measured on them.
 HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
 FACES_OF_A_FAMILY = 4
@@ -131,6 +132,45 @@ def _recut(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return paper
 
 
+def with_receipts(words: Sequence[str], random: np.random.Generator) -> list[str]:
+    """The words and, behind them, such as stand on receipts and forms: dates, times, amounts and codes."""
+    found: list[str] = []
+    while len(found) < RECEIPT_WORDS * len(words):
+        found += _receipt_line(random).split()
+    return [*words, *found]
+
+
+def _receipt_line(random: np.random.Generator) -> str:
+    a, b, c, d = (f"{number:02}" for number in random.integers(0, 100, 4))
+    day, month, year = int(a) % 28 + 1, int(b) % 12 + 1, f"{19 + int(c) % 2}{d}"
+    mark = random.choice(list("/.-: "))
+    date = mark.join((f"{day:02}", f"{month:02}", random.choice([year, d])))
+    time = random.choice([":", ":", ".", "/"]).join((f"{int(a) % 24:02}", f"{int(b) % 60:02}", f"{int(c) % 60:02}"))
+    letters = "".join(random.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), int(random.integers(1, 5))))
+    amount = f"{int(random.integers(0, 2000)):,}{random.choice(['.', ',', '.'])}{d}"
+    kind = random.choice(["Date", "DATE", "Time", "Total", "TOTAL", "No", "Tel", "Invoice", "Qty", "Cash", "GST", "RM"])
+    choices = (
+        f"{kind}: {date} {time}",
+        f"{date} {time} {random.choice(['AM', 'PM', 'Uhr', 'h'])}",
+        f"{kind} {amount}",
+        f"{random.choice(['RM', '$', 'EUR ', '-'])}{amount} {letters}",
+        f"{kind}. {a}{b}{letters}{random.choice(list('-/ '))}{c}",
+        f"{letters}{a}{b}{c}{d} {letters.lower()}({a}-{b})",
+        f"{a}{random.choice(list('%x#*@&='))}{amount} {time}",
+    )
+    return str(random.choice(choices))
+
+
+def with_cut_words(words: Sequence[str], random: np.random.Generator) -> list[str]:
+    """The words, some with a part of their letters alone, as where a line is cut: letters count, not what is likely."""
+    found = list(words)
+    for place in np.flatnonzero(random.random(len(words)) < CUT_WORDS):
+        word = found[place]
+        length = int(random.integers(1, len(word) + 1))
+        found[place] = word[:length] if random.random() < 0.5 else word[-length:]
+    return found
+
+
 def fitting(ocr: TrOCR, lines: Iterable[Example]) -> list[Example]:
     """Those whose texts have at most MOST_TOKENS tokens."""
     found = [line for line in lines if line.text]
@@ -142,20 +182,20 @@ def validation_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> l
     """Scanned lines, and drawn ones in fonts held out."""
     receipts = cased(ocr, open_dataset(f"{data}/sroie_en_receipts.zip/val")[:500])
     scans = [line for name in ("uw3_en_print", "ehri_en_typed") for line in open_dataset(f"{data}/{name}.zip/val")]
-    unseen = some_faces(dataclasses.replace(drawn, seed=1, num_lines=150), held_out=True)
+    unseen = some_faces(dataclasses.replace(drawn, seed=drawn.seed + 1000, num_lines=150), held_out=True)
     return fitting(ocr, [*scans, *receipts[:300], *unseen])
 
 
 def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> list[Example]:
-    """All scanned lines as many times as TIMES says, then drawn ones up to the number of `drawn`."""
+    """As many lines as `drawn` has, of them scanned ones as SHARES says, each as often as another of its set."""
     scans = []
-    for name, times in TIMES.items():
+    for name, share in SHARES.items():
         lines = list(open_dataset(f"{data}/{name}.zip/train"))
         found = fitting(ocr, cased(ocr, lines) if name == "sroie_en_receipts" else lines)
-        print(f"{name}: {len(found)} of {len(lines)} lines, {times} times", flush=True)
-        scans += found * times
-    if len(scans) >= drawn.num_lines:
-        raise ValueError(f"{drawn.num_lines} images are fewer than the {len(scans)} of scanned lines; raise --steps")
+        number = round(share * drawn.num_lines)
+        order = np.random.default_rng(0).permutation(len(found))
+        scans += [found[order[i % len(found)]] for i in range(number)]
+        print(f"{name}: {len(found)} of {len(lines)} lines, {number / len(found):.1f} times", flush=True)
     more = some_faces(dataclasses.replace(drawn, num_lines=drawn.num_lines - len(scans)), held_out=False)
     families = {family(face.path) for face in more.faces}
     print(f"{len(more)} drawn lines, {len(more.faces)} faces of {len(families)} families", flush=True)
@@ -171,22 +211,43 @@ def main() -> None:
     parser.add_argument("--start", help="the model to start from (default: the one inside the package)")
     parser.add_argument("--steps", type=int, default=9000, help=f"of {BATCH} images")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0, help="another for each further training")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
     reader = TrOCR.from_pretrained(options.start)
     ocr = with_image_size(reader, IMAGE_SIZE)
     drawn = synthetic_lines(
-        options.texts, num_lines=options.steps * BATCH, fonts=options.fonts, most_characters=MOST_CHARACTERS
+        options.texts,
+        num_lines=options.steps * BATCH,
+        fonts=options.fonts,
+        seed=options.seed,
+        most_characters=MOST_CHARACTERS,
     )
+    random = np.random.default_rng(options.seed)
+    words = with_cut_words(with_receipts([word for word in drawn.words if "\ufffd" not in word], random), random)
+    drawn = dataclasses.replace(drawn, words=words)
     validation = validation_lines(reader, options.data, drawn)
     train = training_lines(reader, options.data, drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         result = fit(
-            ocr, train, validation, options.output / "float32", augment=changed, resume=True, max_steps=options.steps,
-            batch_size=BATCH, learning_rate=options.learning_rate, warmup_steps=200, weight_decay=0.01,
-            ema_decay=0.999, eval_every=1000, patience=0, tell=print,
-        )  # fmt: skip
+            ocr,
+            train,
+            validation,
+            options.output / "float32",
+            augment=changed,
+            resume=True,
+            tell=print,
+            seed=options.seed,
+            max_steps=options.steps,
+            batch_size=BATCH,
+            learning_rate=options.learning_rate,
+            warmup_steps=min(200, options.steps // 10),
+            weight_decay=0.01,
+            ema_decay=0.999,
+            eval_every=min(1000, max(options.steps // 2, 1)),
+            patience=0,
+        )
     print(f"CER of the validation lines: {result.first_cer:.4f} before, {result.best_cer:.4f} after")
     convert(options.output / "float32", options.output / "float16", dtype="float16")
 

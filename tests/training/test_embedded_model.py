@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 import sys
 import types
@@ -15,7 +16,16 @@ import pytest
 from PIL import Image
 
 from benchmarks import embedded_model, model_card
-from benchmarks.embedded_model import TIMES, cased, changed, family, in_case_of, some_faces
+from benchmarks.embedded_model import (
+    SHARES,
+    cased,
+    changed,
+    family,
+    in_case_of,
+    some_faces,
+    with_cut_words,
+    with_receipts,
+)
 from tests.conftest import SAMPLES
 from trocr_jax import TrOCR
 from trocr_jax.datasets import open_dataset
@@ -75,10 +85,35 @@ def test_changes_depend_on_the_generator_alone_and_leave_a_line(size):
     assert any(changed(image, np.random.default_rng(seed)).tobytes() != image.tobytes() for seed in range(40))
 
 
+def test_a_part_of_the_words_are_as_on_receipts_and_a_part_are_cut():
+    words = ["word"] * 4000
+    receipts = with_receipts(words, np.random.default_rng(0))[4000:]
+    assert len(receipts) == pytest.approx(embedded_model.RECEIPT_WORDS * 4000, abs=8)
+    assert any(re.fullmatch(r"[0-9]{2}:[0-9]{2}:[0-9]{2}", word) for word in receipts)
+    assert set("".join(receipts)) <= ASCII
+    cut = with_cut_words(words, np.random.default_rng(0))
+    changed_words = [word for word in cut if word != "word"]
+    assert len(cut) == 4000
+    # A quarter of those chosen keep all four letters.
+    assert len(changed_words) / 4000 == pytest.approx(0.75 * embedded_model.CUT_WORDS, abs=0.015)
+    assert set(changed_words) == {"w", "wo", "wor", "ord", "rd", "d"}
+
+
+def test_scanned_lines_have_their_shares(ocr, data):
+    face = Face(str(FONTS / "DejaVuSans.ttf"), frozenset(ASCII | {" "}))
+    lines = embedded_model.training_lines(ocr, data, SyntheticLines(["a"], [face], 1000))
+    assert len(lines) == 1000
+    scans = [line for line in lines if not line.name.startswith("synthetic")]
+    assert len(scans) == pytest.approx(1000 * sum(SHARES.values()), abs=2)
+    assert {line.name for line in scans} == {
+        line.name for name in SHARES for line in open_dataset(f"{data}/{name}.zip/train")
+    }
+
+
 @pytest.fixture
 def data(tmp_path):
     """Archives of the samples in the places of the scanned lines, and a text."""
-    for name in TIMES:
+    for name in SHARES:
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             for split in ("train", "val", "test"):
                 for path in SAMPLES.iterdir():
@@ -90,7 +125,6 @@ def data(tmp_path):
 @pytest.mark.slow
 def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, capsys):
     monkeypatch.setattr(embedded_model, "HELD_OUT", ("DejaVuSerif",))
-    monkeypatch.setattr(embedded_model, "TIMES", dict.fromkeys(TIMES, 1))
     monkeypatch.setattr(model_card, "NUM_DRAWN", 5)
     common = ["--data", str(data), "--texts", str(data / "words.txt"), "--fonts", str(FONTS)]
     monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "--output", str(data / "out")])
@@ -124,9 +158,7 @@ def test_texts_that_were_trained_on_are_told_apart(data):
     assert [(row["lines"], row["number"]) for row in rows] == [(name, 2), (f"{name}, texts unseen", 1)]
 
 
-def test_missing_fonts_and_too_few_steps_are_told(ocr, data):
+def test_missing_fonts_are_told():
     lines = SyntheticLines(["a"], [Face("Caladea.ttf", frozenset(ASCII))], 5)
     with pytest.raises(ValueError, match=r"fonts of B612, Cantarell, CharisSIL.* are missing"):
         some_faces(lines, held_out=True)
-    with pytest.raises(ValueError, match=r"5 images are fewer than the .* raise --steps"):
-        embedded_model.training_lines(ocr, data, lines)
