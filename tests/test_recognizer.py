@@ -29,7 +29,7 @@ TEXTS = {
     "printed.png": "such a structure.",
     "receipt-amount.png": "$0.60",
     "receipt-line.png": "RM13.50 SR",
-    "words.png": "or how he spells his n",
+    "words.png": "or how he spells his name",
 }
 PATHS = [str(SAMPLES / name) for name in TEXTS]
 
