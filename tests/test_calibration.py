@@ -122,10 +122,10 @@ def test_only_confidences_change(ocr):
 
 
 def test_rejection_goes_by_the_calibrated_confidence(ocr):
-    plain = ocr(PATHS[:6])[1]
+    plain = ocr(PATHS[:6])[2]
     assert plain.confidence > 0.5
     doubtful = Calibration(dataclasses.replace(LINES, temperature=1.0, bias=-9.0), WORDS)
-    rejected = TrOCR(ocr._network, ocr.processor, doubtful)(PATHS[:6], reject_below=0.5)[1]
+    rejected = TrOCR(ocr._network, ocr.processor, doubtful)(PATHS[:6], reject_below=0.5)[2]
     assert rejected.finish_reason == "rejected"
     assert rejected.confidence < 0.5
     assert rejected.alternatives[0].text == plain.text

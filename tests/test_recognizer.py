@@ -187,8 +187,8 @@ def test_texts_obey_their_constraints(ocr, num_beams):
     paths = [str(SAMPLES / name) for name in ("date.png", "number.png", "price.png")]
     # The price is read right where a pattern or a lexicon leaves the choice between things like it.
     prices = Pattern(r"RM[0-9]+\.[0-9]{2}") & AllowedCharacters("RM.0123456789")
-    lines = ocr(paths, num_beams=num_beams, constraint=[Pattern(r"Date: [0-9.]{8}"), None, prices])
-    assert [line.text for line in lines] == ["Date: 09.10.93", "No. 139KN", "RM3.01"]
+    lines = ocr(paths, num_beams=num_beams, constraint=[Pattern(r"Date: [0-9.]{8} [0-9:]{8}"), None, prices])
+    assert [line.text for line in lines] == ["Date: 09.10.93 07:53:40", "No. 139KN", "RM3.01"]
     lexicon = Lexicon(["No. 139KN", "No. 138KN", "RM3.01", "RM3.07", "Date: 09.10.93 07:53:40"])
     lines = ocr(iter(paths), num_beams=num_beams, constraint=lexicon, batch_size=2)
     assert [line.text for line in lines] == [TEXTS[name] for name in ("date.png", "number.png", "price.png")]
