@@ -142,6 +142,8 @@ def test_what_prose_names_is_there(page):
         "--steps",
         "--start",
         "--counts",
+        "--fewest",
+        "--most",
         "--no-processes",
         "--dtypes",
         "--topology",
