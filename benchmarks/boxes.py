@@ -2,9 +2,9 @@
 
 usage: python benchmarks/boxes.py [--lines N] [--seed S]
 
-Lines of at most 30 characters are drawn in Pillow's own face and those of DejaVu that the
-system has; true boxes are those of the pixels that a character adds to the picture. Only lines that are read without
-an error count, since others have no true boxes. Beside the library's boxes stand
+Lines of at most 30 characters are drawn in Pillow's own face and those of DejaVu that the system has; true boxes are
+those of the pixels that a character adds to the picture. Only lines that are read without an error count, since others
+have no true boxes. Beside the library's boxes stand
 
 - equal division: the extent of the ink, cut into as many equal parts as there are characters;
 - the same, each box then shrunk to the ink in it;

@@ -54,7 +54,8 @@ def some_faces(lines: SyntheticLines, *, held_out: bool) -> SyntheticLines:
     for face in lines.faces:
         if family(face.path).startswith(HELD_OUT) == held_out:
             families[family(face.path)].append(face)
-    if missing := [name for name in HELD_OUT if held_out and not any(found.startswith(name) for found in families)]:
+    missing = [name for name in HELD_OUT if not any(found.startswith(name) for found in families)]
+    if held_out and missing:
         raise ValueError(f"fonts of {', '.join(missing)} are missing: install the packages in {FONTS}")
     random = np.random.default_rng(0)
     chosen = [random.permutation(len(faces))[:FACES_OF_A_FAMILY] for faces in families.values()]
@@ -101,8 +102,7 @@ def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
     if random.random() < 0.5:
         image = _recut(image, random)
     if random.random() < 0.25:
-        edge = tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
-        image = image.rotate(random.uniform(-1, 1), Image.Resampling.BICUBIC, fillcolor=edge)
+        image = image.rotate(random.uniform(-1, 1), Image.Resampling.BICUBIC, fillcolor=_paper(image))
     wear = random.random()
     if wear < 0.25:  # scans of few dots an inch
         height = int(random.integers(12, 25))
@@ -121,15 +121,19 @@ def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 def _recut(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """With up to a tenth of its height more or less on each side, and now and then paper behind its end."""
-    edge = tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
     most = image.height * 0.1
     left, top, right, bottom = (round(random.uniform(-most, most)) for _ in range(4))
     if random.random() < 0.2:
         right += round(random.uniform(0, 0.5) * image.width)
     size = (max(image.width + left + right, 8), max(image.height + top + bottom, 8))
-    paper = Image.new("RGB", size, edge)
-    paper.paste(image, (left, top))
-    return paper
+    page = Image.new("RGB", size, _paper(image))
+    page.paste(image, (left, top))
+    return page
+
+
+def _paper(image: Image.Image) -> tuple[int, ...]:
+    """The colour of a line's left edge."""
+    return tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
 
 
 def with_receipts(words: Sequence[str], random: np.random.Generator) -> list[str]:

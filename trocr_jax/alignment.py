@@ -86,7 +86,7 @@ def column_attention(
     the decoder's layers is used: lower ones look for where the line goes on as often as for the token at hand.
     """
     encoder = model.config.encoder
-    rows, columns = (size // patch for size, patch in zip(encoder.image_shape, encoder.patch_shape, strict=True))
+    rows, columns = encoder.patch_grid
 
     def decode(network: VisionEncoderDecoder, states: Array, ids: Array) -> tuple[Array, ...] | None:
         mask = causal_mask(ids.shape[1], ids.shape[1])

@@ -141,9 +141,15 @@ class ViTConfig(_Config):
 
     @property
     def num_patches(self) -> int:
-        """Patches in one image; a rest at the right or bottom that fills no patch is dropped, as by a convolution."""
+        """Patches in one image."""
+        rows, columns = self.patch_grid
+        return rows * columns
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches; a rest that fills no patch is dropped, as by a convolution."""
         (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
-        return (height // patch_height) * (width // patch_width)
+        return height // patch_height, width // patch_width
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -46,8 +46,7 @@ class PatchEmbedding(nn.Module):
 
     def __call__(self, pixel_values: Array) -> Array:
         batch, channels = pixel_values.shape[:2]
-        (height, width), (patch_height, patch_width) = self.config.image_shape, self.config.patch_shape
-        rows, columns = height // patch_height, width // patch_width
+        (rows, columns), (patch_height, patch_width) = self.config.patch_grid, self.config.patch_shape
         grid = pixel_values[:, :, : rows * patch_height, : columns * patch_width]
         grid = grid.reshape(batch, channels, rows, patch_height, columns, patch_width)
         patches = grid.transpose(0, 2, 4, 3, 5, 1)  # -> [B, rows, columns, patch_height, patch_width, C]

@@ -66,13 +66,14 @@ class TrOCRProcessor(Saved):
 
     def with_tokenizer(self, tokenizer: TrOCRTokenizer) -> TrOCRProcessor:
         """A processor with another tokenizer and this one's image part, if it has one."""
-        processor = TrOCRProcessor(self._image_processor, tokenizer)
-        processor._missing = self._missing
-        return processor
+        return self._with(self._image_processor, tokenizer)
 
     def with_image_processor(self, image_processor: ImageProcessor) -> TrOCRProcessor:
         """A processor with another image part and this one's tokenizer, if it has one."""
-        processor = TrOCRProcessor(image_processor, self._tokenizer)
+        return self._with(image_processor, self._tokenizer)
+
+    def _with(self, image_processor: ImageProcessor | None, tokenizer: TrOCRTokenizer | None) -> TrOCRProcessor:
+        processor = TrOCRProcessor(image_processor, tokenizer)
         processor._missing = self._missing
         return processor
 

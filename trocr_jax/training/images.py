@@ -31,14 +31,11 @@ def with_image_size(ocr: TrOCR, size: tuple[int, int]) -> TrOCR:
             f"{patch_height} x {patch_width}; choose multiples"
         )
     side = height if height == width else (height, width)  # a number for a square, as official configurations have it
-    config = dataclasses.replace(ocr.config, encoder=dataclasses.replace(encoder, image_size=side))
+    resized = dataclasses.replace(encoder, image_size=side)
     flat = flatten_dict(dict(ocr.params), sep="/")
-    flat[POSITIONS] = _interpolated(
-        np.asarray(flat[POSITIONS]),
-        encoder.num_prefix_tokens,
-        (encoder.image_shape[0] // patch_height, encoder.image_shape[1] // patch_width),
-        (height // patch_height, width // patch_width),
-    )
+    table = np.asarray(flat[POSITIONS])
+    flat[POSITIONS] = _interpolated(table, encoder.num_prefix_tokens, encoder.patch_grid, resized.patch_grid)
+    config = dataclasses.replace(ocr.config, encoder=resized)
     images = dataclasses.replace(
         ocr.processor.image_processor, size=(height, width), do_resize=True, do_center_crop=False
     )
