@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -35,7 +35,7 @@ SCANS = {
     "EHRI, typewritten reports": "ehri_en_typed",
     "SROIE, receipts": "sroie_en_receipts",
 }
-REPEATING = ("SROIE, receipts",)  # many of its texts, such as CASH, come again and again
+REPEATING = "SROIE, receipts"  # many of its texts, such as CASH, come again and again
 DRAWN, NUM_DRAWN, DRAWN_SEED = "drawn, fonts and texts unseen", 500, 2
 SHOWN, WIDTH, HEIGHT, STRIP = 4, 900, 44, 52  # lines of each set in the picture, and pixels of an image and its texts
 
@@ -57,13 +57,12 @@ def rates(lines: Sequence[Compared]) -> dict[str, list[float]]:
     return found
 
 
-def rows_of(model: str, reports: Mapping[str, Report], data: pathlib.Path) -> list[dict[str, Any]]:
-    """A row for each set, and one for those of SROIE's lines whose texts are none of its training lines'."""
+def rows_of(model: str, reports: Mapping[str, Report], trained: Container[str]) -> list[dict[str, Any]]:
+    """A row for each set, and one for those of SROIE's lines whose texts in small letters are not among `trained`."""
     rows = []
     for name, report in reports.items():
         chosen = {name: report.compared}
-        if name in REPEATING:
-            trained = {line.text.lower() for line in open_dataset(f"{data}/{SCANS[name]}.zip/train")}
+        if name == REPEATING:
             chosen[f"{name}, texts unseen"] = [x for x in report.compared if x.example.text.lower() not in trained]
         rows += [{"model": model, "lines": key, "number": len(x), **rates(x)} for key, x in chosen.items() if x]
     return rows
@@ -104,11 +103,12 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
     sets = lines_to_read(options.data, options.texts, options.fonts)
+    trained = {line.text.lower() for line in open_dataset(f"{options.data}/{SCANS[REPEATING]}.zip/train")}
     rows, reports = [], {}
     for model in (*options.models, None):
         ocr = TrOCR.from_pretrained(model, dtype="float32")
         reports = {name: evaluate(ocr, lines, batch_size=64, samples=1) for name, lines in sets.items()}
-        rows += rows_of(model or "embedded", reports, options.data)
+        rows += rows_of(model or "embedded", reports, trained)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine.describe("benchmarks.model_card"), "rows": rows}
     write_text(options.output / "results.json", json.dumps(content, indent=1))

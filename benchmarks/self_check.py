@@ -46,13 +46,13 @@ def answers() -> dict[str, Any]:
         "text": ocr.processor.decode(found, skip_special_tokens=True),
         "decoder_input_ids": found,
         "columns": columns,
-        "logits": logits[:, columns].round(4).tolist(),
+        "logits": logits[:, columns].tolist(),
     }
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """The answers as JSON, a row of logits on a line."""
-    rows = ",\n    ".join(json.dumps(row) for row in content["logits"])
+    """The answers as JSON, a row of logits, rounded, on a line."""
+    rows = ",\n    ".join(json.dumps([round(logit, 4) for logit in row]) for row in content["logits"])
     head = "".join(f'  "{name}": {json.dumps(content[name])},\n' for name in ("text", "decoder_input_ids", "columns"))
     return f'{{\n{head}  "logits": [\n    {rows}\n  ]\n}}\n'
 

@@ -151,10 +151,10 @@ def test_the_picture_has_the_lines_that_were_misread():
     assert picture.size == (model_card.WIDTH, 2 * (model_card.HEIGHT + model_card.STRIP))
 
 
-def test_texts_that_were_trained_on_are_told_apart(data):
+def test_texts_that_were_trained_on_are_told_apart():
     lines = [Compared(Example("a", text, Image.new), text[:-1], 1, 1.0, False) for text in ("rm3.01", "UNSEEN")]
-    name = model_card.REPEATING[0]
-    rows = model_card.rows_of("mine", {name: types.SimpleNamespace(compared=lines)}, data)
+    name = model_card.REPEATING
+    rows = model_card.rows_of("mine", {name: types.SimpleNamespace(compared=lines)}, {"rm3.01"})
     assert [(row["lines"], row["number"]) for row in rows] == [(name, 2), (f"{name}, texts unseen", 1)]
 
 
