@@ -7,13 +7,14 @@ import json
 import os
 import pathlib
 import signal
+import sys
 
 import jax
 import numpy as np
 from PIL import Image
 
 from tests.twins import config_dict
-from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, make_mesh
+from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, cli, make_mesh
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
 from trocr_jax.sharding import shard_batch
@@ -108,6 +109,12 @@ def read(ocr: TrOCR) -> list:
     return ocr([line.open() for line in examples()], batch_size=8)
 
 
+def command(cache: str, num_devices: int, arguments: list[str]) -> None:
+    """Runs `trocr-jax` with arguments."""
+    configure(cache, num_devices)
+    sys.exit(cli.main(arguments))
+
+
 def train(
     model: str,
     cache: str,
@@ -143,3 +150,6 @@ def train(
         # What each process opened and found, for the test to compare.
         found = {"opened": len(opened), "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
         pathlib.Path(f"{output}-{host[1]}.json").write_text(json.dumps(found))
+        # As JAX does at a program's exit, which a process of multiprocessing does not come to: the coordinator may
+        # not end while the other still waits for it.
+        jax.distributed.shutdown()

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from tests.training.small import TEXTS, divide, examples, options, shift, small_ocr, train
+from tests.training.small import TEXTS, command, divide, examples, options, shift, small_ocr, train
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
@@ -38,10 +38,21 @@ def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1, **chang
 
 def status(target, *arguments, **options):
     """The exit status of a process of its own."""
-    process = CONTEXT.Process(target=target, args=arguments, kwargs=options)
-    process.start()
-    process.join(300)
-    return process.exitcode
+    return statuses(target, [arguments], **options)[0]
+
+
+def statuses(target, calls, **options):
+    """The exit statuses of processes that run at once, each with arguments of its own."""
+    processes = [CONTEXT.Process(target=target, args=arguments, kwargs=options) for arguments in calls]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(300)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -262,29 +273,36 @@ def test_eight_devices_train_as_one(folder):
     assert_trains_alike(folder / "eight", folder / "whole", 10)
 
 
-def run_two(folder, output, max_steps, num_images=(None, None), **changes):
-    """The exit statuses of two processes with two devices each that train together."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for number, count in enumerate(num_images):
-        arguments = (folder / "model", str(folder / f"cache-{number}"), output, max_steps, count, 2, (port, number))
-        processes.append(CONTEXT.Process(target=train, args=arguments, kwargs=changes))
-        processes[-1].start()
-    try:
-        for process in processes:
-            process.join(300)
-        return [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+        return free.getsockname()[1]
+
+
+def run_two(folder, output, max_steps, num_images=(None, None), **changes):
+    """The exit statuses of two processes with two devices each that train together."""
+    port = free_port()
+    calls = [
+        (folder / "model", str(folder / f"cache-{number}"), output, max_steps, count, 2, (port, number))
+        for number, count in enumerate(num_images)
+    ]
+    return statuses(train, calls, **changes)
 
 
 @pytest.mark.slow
-def test_two_processes_train_divided_adapters(folder):
-    output = folder / "two-adapters"
-    assert run_two(folder, output, 2, fsdp=True, lora_rank=8, warmup_steps=1) == [0, 0]
+def test_two_processes_of_the_command_train_divided_adapters(folder):
+    output, lines = folder / "two-adapters", folder / "lines"
+    lines.mkdir()
+    for line in examples():
+        line.open().save(lines / f"{line.text}.png")
+    (lines / "labels.tsv").write_text("".join(f"{text}.png\t{text}\n" for text in TEXTS))
+    arguments = ["finetune", f"--model={folder / 'model'}", f"--train={lines}", f"--val={lines}", f"--output={output}"]
+    arguments += ["--fsdp", "--lora-rank=8", "--max-steps=2", "--warmup-steps=1", "--batch-size=8"]
+    host = f"127.0.0.1:{free_port()}"
+    calls = [
+        (str(folder / f"cache-{number}"), 2, [*arguments, f"--distributed={host},{number}/2"]) for number in range(2)
+    ]
+    assert statuses(command, calls) == [0, 0]
     assert (output / "training" / "adapters.safetensors").is_file()
 
 

@@ -169,6 +169,8 @@ def _finetune(options: argparse.Namespace) -> int:
         result = _fit(options, train, validation)
     if _is_first():
         print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
+    if options.distributed is not None:
+        _leave_together()
     return 0
 
 
@@ -177,6 +179,13 @@ def _is_first() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def _leave_together() -> None:
+    """Waits for the other processes, whose connections would break where one is still at what all did last."""
+    import jax
+
+    jax.distributed.shutdown()
 
 
 def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
