@@ -15,7 +15,8 @@ from PIL import Image
 from benchmarks import field
 from benchmarks.contenders import PEERS, chosen, ours
 from benchmarks.contenders.__main__ import Server, serve
-from benchmarks.contenders.process import ROOT, ContenderError, Process
+from benchmarks.contenders.process import ContenderError, Process
+from benchmarks.environments import ROOT
 from benchmarks.floor import Rates, decoder_weights, encoder_flops, floor_seconds, projection_flops
 from benchmarks.plots import plot_workloads
 from benchmarks.report import ratio, report, table, title

@@ -1,4 +1,4 @@
-"""The whole of inference compiled for what is not there: TPU with libtpu, CUDA by jax.export."""
+"""All of inference, and a step of training, compiled for what is not there: TPU with libtpu, CUDA by jax.export."""
 
 from __future__ import annotations
 
@@ -73,15 +73,14 @@ def test_host_transfers_inside_loops_are_found():
     assert not host_transfers(outside.as_text())
 
 
-def compile_ahead(*options: str) -> str:
-    """What the benchmark prints, run by the Python that has libtpu."""
-    command = [TPU_PYTHON, "benchmarks/compile_ahead.py", *options]
+def run_with_libtpu(module: str, *options: str) -> str:
+    """What a benchmark prints, run by the Python that has libtpu."""
+    command = [TPU_PYTHON, "-m", f"benchmarks.{module}", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "host transfers inside loops: 0 of " in done.stdout
     print(done.stdout)
     return done.stdout
 
@@ -90,11 +89,17 @@ def bytes_a_chip(printed: str) -> int:
     return int(re.search(r"bytes a chip: ([\d,]+)", printed)[1].replace(",", ""))
 
 
+def inference_bytes(*options: str) -> int:
+    printed = run_with_libtpu("compile_ahead", *options)
+    assert "host transfers inside loops: 0 of " in printed
+    return bytes_a_chip(printed)
+
+
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_embedded_model_compiles_for(topology):
     # The float16 weights alone are 7.5 MB.
-    assert 7e6 < bytes_a_chip(compile_ahead("--model", "embedded", "--batch", "8", "--topology", topology)) < 1e8
+    assert 7e6 < inference_bytes("--model", "embedded", "--batch", "8", "--topology", topology) < 1e8
 
 
 @needs_libtpu
@@ -103,4 +108,24 @@ def test_embedded_model_compiles_for(topology):
 @pytest.mark.parametrize("model", ["trocr-base-handwritten", "trocr-large-handwritten"])
 def test_official_models_compile_for(model, topology):
     # A v5e chip has 16 GB: 64 images and four beams leave more than half of it.
-    assert bytes_a_chip(compile_ahead("--model", model, "--topology", topology)) < 8e9
+    assert inference_bytes("--model", model, "--topology", topology) < 8e9
+
+
+def training_bytes(*options: str) -> int:
+    return bytes_a_chip(run_with_libtpu("compile_ahead_training", *options))
+
+
+@needs_libtpu
+def test_a_training_step_of_the_embedded_model_compiles_and_divided_it_takes_less_of_a_chip():
+    # Weights, Adam's two moments and gradients in float32 are 16 bytes a weight, of 3.7 million.
+    whole, divided = (training_bytes("--model", "embedded", *more) for more in ((), ("--fsdp",)))
+    assert 40e6 < divided < whole < 1e9
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("model", ["trocr-base-handwritten", "trocr-large-handwritten"])
+def test_training_steps_of_official_models_fit_into(model, topology):
+    # A v5e chip has 16 GB.
+    assert training_bytes("--model", model, "--topology", topology, "--fsdp") < 15e9

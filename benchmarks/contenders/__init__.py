@@ -42,6 +42,11 @@ def ours(policy: str, operand: str = "float32") -> Contender:
     return Contender(f"{OURS} {policy}", "library", operand, size, options={"policy": policy})
 
 
+def _newest_jax(policy: str, operand: str = "float32") -> Contender:
+    contender = ours(policy, operand)
+    return dataclasses.replace(contender, name=f"{OURS}-newest-jax-{policy}", environment="newest-jax")
+
+
 def _transformers(name: str, dtype: str = "float32", devices: tuple[str, ...] = ("cpu", "gpu"), **options: Any):
     size = 2 if dtype == "bfloat16" else 4
     return Contender(f"transformers-{name}", "transformers_side", dtype, size, "transformers", options, devices)
@@ -57,6 +62,8 @@ PEERS = {
         _transformers("compiled-patched", "bfloat16", ("gpu",), cache_implementation="static", is_patched=True),
         Contender("onnxruntime", "onnxruntime_side", environment="onnxruntime"),
         Contender("openvino", "openvino_side", environment="openvino", devices=("cpu",)),
+        _newest_jax("float32"),
+        _newest_jax("bfloat16", "bfloat16"),
     )
 }
 REFERENCE = "transformers-float32"  # whose ids the others' are compared with

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import tempfile
@@ -17,9 +16,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.environments import ROOT
+
 # OpenMP's threads spin at barriers by default: with other work on the machine, PyTorch is ten times slower for it.
 DEFAULTS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "TRANSFORMERS_VERBOSITY": "error"}
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class ContenderError(Exception):

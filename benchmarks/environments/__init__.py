@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+ROOT = pathlib.Path(__file__).parents[2]
 REQUIREMENTS = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("*.txt"))}
 
 

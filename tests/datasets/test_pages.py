@@ -42,6 +42,8 @@ ALTO = """\
       <String CONTENT="first"/><SP/><String CONTENT="line"/><HYP CONTENT="-"/></TextLine>
     <TextLine ID="l2" HPOS="0" VPOS="0" WIDTH="1" HEIGHT="1"><Shape><Polygon POINTS="{x} {x} {w} {x} {w} {w}"/></Shape>
       <String CONTENT="second"/></TextLine>
+    <TextLine ID="l3" BASELINE="{x} {b} {e} {b}"><String CONTENT="third"/></TextLine>
+    <TextLine ID="l4" BASELINE="{x},{c} {e},{c}"><String CONTENT="fourth"/></TextLine>
   </TextBlock></PrintSpace></Page></Layout>
 </alto>
 """
@@ -140,13 +142,22 @@ def test_a_page_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_p
 
 @pytest.mark.parametrize(("unit", "scale"), [("pixel", 1), ("mm10", 5)])
 def test_alto(tmp_path, unit, scale):
-    alto = ALTO.format(unit=unit, width=100 * scale, height=60 * scale, x=10 * scale, w=39 * scale)
+    numbers = {"width": 100, "height": 60, "x": 10, "w": 39, "b": 38, "c": 58, "e": 90}
+    alto = ALTO.format(unit=unit, **{name: number * scale for name, number in numbers.items()})
     write(tmp_path, {"one.xml": alto, "page.png": page()})
     lines = open_dataset(tmp_path)
-    assert [line.text for line in lines] == ["first line-", "second"]
+    assert [line.text for line in lines] == ["first line-", "second", "third", "fourth"]
     first = lines[0].open()
     assert first.size == (40, 11)
     assert (np.asarray(first)[:, :, 0] == 40).sum() == 6 * 15
+    # Of the triangle's square the part below its diagonal is paper, though the page has ink there.
+    second = np.asarray(lines[1].open())[:, :, 0]
+    assert second.shape == (30, 30)
+    assert (second[25, 26:] == 90).all()
+    assert (second[25, 5:24] == 255).all()
+    third = np.asarray(lines[2].open())[:, :, 0]
+    assert third.shape == (21, 81)
+    assert (third == 90).sum() == 8 * 65
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.twins import config_dict
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, cli, make_mesh
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
-from trocr_jax.sharding import shard_batch
+from trocr_jax.sharding import DATA, axis_size, shard_batch
 from trocr_jax.training import TrainingSettings, TrainState, fit
 from trocr_jax.training.plan import Plan
 
@@ -115,6 +115,18 @@ def command(cache: str, num_devices: int, arguments: list[str]) -> None:
     sys.exit(cli.main(arguments))
 
 
+class Countdown:
+    """Kills its process when it has been called so many times, if not None."""
+
+    def __init__(self, end: int | None) -> None:
+        self.count, self._end = 0, end
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == self._end:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train(
     model: str,
     cache: str,
@@ -123,32 +135,38 @@ def train(
     num_images: int | None,
     num_devices: int,
     host: tuple[int, int] | None = None,
+    num_files: int | None = None,
     **changes,
 ) -> None:
-    """Trains or resumes; kills its process when so many images were opened, if not None.
+    """Trains or resumes; kills its process when it opens so many images, or would put so many files in their places.
 
     With a `host` (port, number) it is one of two processes with so many devices each, and says what it opened.
     """
     configure(cache, num_devices)
     if host is not None:
         jax.distributed.initialize(f"127.0.0.1:{host[0]}", num_processes=2, process_id=host[1])
-    opened = []
+    opened, renamed, rename = Countdown(num_images), Countdown(num_files), os.replace
 
     def counted(example: Example) -> Example:
         def image() -> Image.Image:
-            opened.append(None)
-            if len(opened) == num_images:
-                os.kill(os.getpid(), signal.SIGKILL)
+            opened()
             return example.open()
 
         return dataclasses.replace(example, open=image)
 
+    def replace(partial, path) -> None:
+        if pathlib.Path(path).parent in (pathlib.Path(output), pathlib.Path(output) / "training"):
+            renamed()
+        rename(partial, path)
+
+    os.replace = replace
     mesh = None if host is None else make_mesh(jax.devices())
     ocr, lines = TrOCR.from_pretrained(model, mesh=mesh), [counted(example) for example in examples()]
+    assert axis_size(ocr.mesh, DATA) == num_devices * (1 if host is None else 2)
     result = fit(ocr, lines, examples(), output, resume=True, **{**options(max_steps), **changes})
     if host is not None:
         # What each process opened and found, for the test to compare.
-        found = {"opened": len(opened), "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
+        found = {"opened": opened.count, "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
         pathlib.Path(f"{output}-{host[1]}.json").write_text(json.dumps(found))
         # As JAX does at a program's exit, which a process of multiprocessing does not come to: the coordinator may
         # not end while the other still waits for it.

@@ -1,4 +1,4 @@
-"""The command's mistakes, told before anything is trained; the training itself is in test_readme.py."""
+"""The command's mistakes, told before anything is trained; the training itself is in test_docs.py."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_processes_are_named_by_address_and_number():
             process_of(text)
 
 
-def test_every_setting_but_patterns_of_decay_is_an_option():
-    assert {field.name for field in dataclasses.fields(TrainingSettings)} - set(NAMES) == {"not_decayed"}
+def test_every_setting_is_an_option():
+    assert {field.name for field in dataclasses.fields(TrainingSettings)} == set(NAMES)
 
 
 @pytest.mark.parametrize(("best_step", "skipped", "count"), [(40, 0, 1), (0, 0, 2), (40, 3, 2)])

@@ -21,6 +21,7 @@ from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
 from trocr_jax.training import Batches, TrainingSettings, fit
+from trocr_jax.training.checkpoints import Checkpoints
 from trocr_jax.training.plan import Plan
 from trocr_jax.training.validation import validate
 
@@ -234,27 +235,53 @@ def final_state(output, max_steps):
         return manager.restore(max_steps, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
 
 
-def assert_killed_and_resumed_is_whole(folder, whole, killed, max_steps, num_kills):
-    rng = random.Random(0)
-    for _ in range(num_kills):
-        assert run(folder, killed, max_steps, rng.randint(20, 220)) == -9
-    assert run(folder, killed, max_steps) == 0
+def last_checkpoint(output):
+    """The step of the last that is whole; 0 where there is none."""
+    names = [path.name for path in (output / "training" / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def assert_killed_and_resumed_is_whole(folder, whole, killed, max_steps, kills):
+    """Each of `kills` is when a run is killed, which the next resumes; the steps that they left behind are returned."""
+    reached = []
+    for kill in kills:
+        assert run(folder, killed, max_steps, checkpoint_every=4, **kill) == -9
+        reached.append(last_checkpoint(killed))
+    assert run(folder, killed, max_steps, checkpoint_every=4) == 0
     expected, found = final_state(whole, max_steps), final_state(killed, max_steps)
     assert len(jax.tree.leaves(expected)) > 100
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     for a, b in zip(rows(killed), rows(whole), strict=True):
         assert {**a, "images_per_second": ""} == {**b, "images_per_second": ""}
+    assert reached == sorted(reached)
+    return reached
+
+
+# While the untrained model is being written at first, and once more behind the 75th step.
+FILES = {"num_files": 6}
+
+
+def random_kills(count):
+    random_images = random.Random(0)
+    return [{"num_images": random_images.randint(40, 240)} for _ in range(count)]
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
-    assert_killed_and_resumed_is_whole(folder, folder / "whole", folder / "killed", STEPS, 3)
+    kills = [FILES, *random_kills(3), FILES]
+    reached = assert_killed_and_resumed_is_whole(folder, folder / "whole", folder / "killed", STEPS, kills)
+    first, *among, last = reached
+    # Nothing was saved at first; then each went on from where another had been killed, the last up to its 75th step.
+    assert (first, last) == (0, 72)
+    assert among[0] > 0
+    assert len(set(among)) == 3
 
 
 @pytest.mark.slow
 def test_the_same_with_twenty_kills(folder):
     assert run(folder, folder / "long", 800) == 0
-    assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, 20)
+    reached = assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, random_kills(20))
+    assert len(set(reached)) > 15
 
 
 def assert_trains_alike(found, expected, num_steps):
@@ -271,6 +298,24 @@ def test_eight_devices_train_as_one(folder):
     # While the learning rate grows it is the same, whatever the number of steps.
     assert run(folder, folder / "eight", 12, num_devices=8) == 0
     assert_trains_alike(folder / "eight", folder / "whole", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_eight_devices_find_the_gradients_of_one(folder, ocr, fsdp):
+    lines, settings, found = examples(), TrainingSettings(max_steps=1, batch_size=8, ema_decay=0.9), {}
+    like = Plan.of(ocr, lines, lines, folder, settings, augment=None).first_state()
+    for num_devices in (1, 8):
+        output = folder / f"step-{num_devices}-{fsdp}"
+        assert run(folder, output, 1, num_devices=num_devices, warmup_steps=0, fsdp=fsdp) == 0
+        with Checkpoints(output / "training" / "checkpoints", keep=2) as checkpoints:
+            state, _ = checkpoints.latest(like)
+        # Adam's first moment: a tenth of the gradient.
+        found[num_devices] = {name: 10 * np.asarray(leaf) for name, leaf in state.opt_state[1][0].mu.items()}
+    assert found[1].keys() == found[8].keys()
+    assert max(np.abs(leaf).max() for leaf in found[1].values()) > 0.1
+    for name, leaf in found[1].items():
+        np.testing.assert_allclose(found[8][name], leaf, atol=1e-5, rtol=0, err_msg=name)
 
 
 def free_port():
@@ -347,7 +392,6 @@ def test_eight_devices_hold_an_eighth_of_the_state_each(folder):
 def test_eight_devices_that_divide_the_weights_train_as_one_and_the_checkpoint_does_not_tell(folder):
     # Killed on eight devices behind a checkpoint, and resumed on one that holds all.
     assert run(folder, folder / "divided", 12, num_images=95, num_devices=8, fsdp=True, checkpoint_every=2) == -9
-    steps = [path.name for path in (folder / "divided" / "training" / "checkpoints").iterdir()]
-    assert max(int(name) for name in steps if name.isdigit()) >= 2
+    assert last_checkpoint(folder / "divided") >= 2
     assert run(folder, folder / "divided", 12, checkpoint_every=2) == 0
     assert_trains_alike(folder / "divided", folder / "whole", 10)

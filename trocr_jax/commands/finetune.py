@@ -36,9 +36,10 @@ examples:
 """
 # Those that TrainingSettings takes under the same names.
 NAMES = (
-    "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm",
-    "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern", "ema_decay", "accumulate",
-    "remat", "fsdp", "seed", "eval_every", "patience", "num_beams", "checkpoint_every", "keep",
+    "max_steps", "batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "not_decayed",
+    "max_grad_norm", "label_format", "label_smoothing", "frozen", "lora_rank", "lora_alpha", "lora_pattern",
+    "ema_decay", "accumulate", "remat", "fsdp", "seed", "eval_every", "patience", "num_beams", "checkpoint_every",
+    "keep",
 )  # fmt: skip
 
 
@@ -135,6 +136,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=schedules, help="how the learning rate falls (default: cosine)")
     add("--warmup-steps", type=int, metavar="N", help="updates it grows over (default: a tenth of all, at most 500)")
     add("--weight-decay", type=float, metavar="X", help="of all but norms and biases (default: 1e-4)")
+    add("--not-decayed", metavar="REGEX", help="of no weight whose path has this (default: norms and biases)")
     add("--max-grad-norm", type=float, metavar="X", help="longer gradients are cut to this (default: 1)")
     add("--label-smoothing", type=float, metavar="X", help="part of the target that is uniform (default: 0)")
     add("--label-format", choices=("fairseq", "hf"), help="text </s>, or <s> text </s> (default: told by the model)")
@@ -144,7 +146,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--lora-pattern", metavar="REGEX", help="kernels that have one (default: queries and values of attention)")
     add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
     add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
-    add("--remat", action="store_true", default=None, help="compute activations twice, which takes less memory")
+    add("--remat", action="store_true", default=None, help="compute activations twice, for less memory (not on CPU)")
     add("--fsdp", action="store_true", default=None, help="divide weights and optimizer state among the devices")
 
 

@@ -77,12 +77,23 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
         character
         for character in characters
         if character in glyphs
+        and _is_set_alone(character)
         and (
             character not in ASCII
             or (times[glyphs[character]] == 1 and _is_named(tables, glyphs[character], character))
         )
         and _ink(font, character) not in (None, missing)
     }
+
+
+def _is_set_alone(character: str) -> bool:
+    """Whether it stands to the right of the one before: neither written from right to left nor a mark on another.
+
+    The basic layout would draw Arabic, Devanagari and the like wrongly, and say nothing.
+    """
+    return unicodedata.bidirectional(character) not in ("R", "AL") and not unicodedata.category(character).startswith(
+        "M"
+    )
 
 
 def _has_small_letters(path: str) -> bool:

@@ -87,7 +87,8 @@ def synthetic_lines(
 ) -> SyntheticLines:
     """Lines with the words of text files (UTF-8), in the fonts at or below some files and folders.
 
-    `backgrounds` are images of paper. A word is left out that has a character which no face draws. Raises ValueError
+    `backgrounds` are images of paper. A word is left out that has a character which no face draws, or that is written
+    from right to left or as a mark on another, which the layout does not do. Raises ValueError
     where no face or no word is left, FileNotFoundError for a text or a background that is not there.
     """
     if num_lines < 1 or most_characters < 1:
@@ -102,7 +103,10 @@ def synthetic_lines(
     drawn = frozenset().union(*(face.characters for face in faces))
     words = [word for word in words if drawn.issuperset(word) and len(word) <= most_characters]
     if not words:
-        raise ValueError(f"the texts hold no word of at most {most_characters} characters that the fonts draw")
+        raise ValueError(
+            f"the texts hold no word of at most {most_characters} characters that the fonts draw, letter by letter "
+            "from left to right"
+        )
     paths = [os.fspath(path) for path in backgrounds]
     for path in paths:
         load_rgb(path)
