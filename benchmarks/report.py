@@ -36,8 +36,9 @@ def measured(results: Results) -> dict[str, Mapping[str, Any]]:
 
 
 def fastest(results: Results, *, is_ours: bool) -> str | None:
-    """The one of least median among ours or among peers; None if none could run."""
-    found = {name: result for name, result in measured(results).items() if name.startswith(OURS) == is_ours}
+    """The one of least median among ours, on this Python's jax, or among others'; None if none could run."""
+    wanted = (lambda name: name.startswith(f"{OURS} ")) if is_ours else (lambda name: not name.startswith(OURS))
+    found = {name: result for name, result in measured(results).items() if wanted(name)}
     return min(found, key=lambda name: statistics.median(found[name]["seconds"]), default=None)
 
 

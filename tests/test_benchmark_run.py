@@ -19,7 +19,7 @@ from benchmarks.contenders.process import ContenderError, Process
 from benchmarks.environments import ROOT
 from benchmarks.floor import Rates, decoder_weights, encoder_flops, floor_seconds, projection_flops
 from benchmarks.plots import plot_workloads
-from benchmarks.report import ratio, report, table, title
+from benchmarks.report import fastest, ratio, report, table, title
 from benchmarks.rounds import Patience, measure, share_equal
 from benchmarks.scaling import leaves_line
 from trocr_jax.registry import OFFICIAL
@@ -146,6 +146,13 @@ def test_peers_are_chosen_by_device_and_name():
     assert [contender.name for contender in chosen("cpu", own, [])] == ["trocr_jax float32"]
     assert {contender.name for contender in chosen("gpu", own, None)} > {"transformers-float32"}
     assert all("cpu" in peer.devices for peer in chosen("cpu", [], None))
+    # This library on another jax takes part where it is asked for, on CPU alone.
+    newest = "trocr_jax-newest-jax-float32"
+    assert newest not in {contender.name for contender in chosen("cpu", own, None)}
+    assert [contender.name for contender in chosen("cpu", own, [newest])] == ["trocr_jax float32", newest]
+    assert chosen("gpu", own, [newest]) == own
+    results = {name: {"seconds": [time]} for time, name in enumerate((newest, "trocr_jax float32", "openvino"))}
+    assert (fastest(results, is_ours=True), fastest(results, is_ours=False)) == ("trocr_jax float32", "openvino")
     with pytest.raises(ValueError, match=r"'other'.*transformers-float32"):
         chosen("cpu", own, ["other"])
     assert all(peer.environment for peer in PEERS.values())

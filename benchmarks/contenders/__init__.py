@@ -44,7 +44,8 @@ def ours(policy: str, operand: str = "float32") -> Contender:
 
 def _newest_jax(policy: str, operand: str = "float32") -> Contender:
     contender = ours(policy, operand)
-    return dataclasses.replace(contender, name=f"{OURS}-newest-jax-{policy}", environment="newest-jax")
+    name = f"{OURS}-newest-jax-{policy}"
+    return dataclasses.replace(contender, name=name, environment="newest-jax", devices=("cpu",))
 
 
 def _transformers(name: str, dtype: str = "float32", devices: tuple[str, ...] = ("cpu", "gpu"), **options: Any):
@@ -82,8 +83,12 @@ def interpreter(contender: Contender) -> pathlib.Path:
 
 
 def chosen(device: str, policies: Iterable[Contender], peers: Iterable[str] | None) -> list[Contender]:
-    """Ours and the peers asked for (by default all) that a device is for. Raises ValueError for unknown peers."""
+    """Ours and the peers asked for (by default all others' libraries) that a device is for.
+
+    Raises ValueError for unknown peers.
+    """
     if unknown := sorted(set(peers or ()) - PEERS.keys()):
         raise ValueError(f"peers {unknown} are not known; choose from {list(PEERS)}")
-    wanted = PEERS.values() if peers is None else [PEERS[name] for name in peers]
+    others = [name for name in PEERS if not name.startswith(OURS)]
+    wanted = [PEERS[name] for name in (others if peers is None else peers)]
     return [*policies, *(peer for peer in wanted if device in peer.devices)]

@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -116,15 +117,28 @@ def command(cache: str, num_devices: int, arguments: list[str]) -> None:
 
 
 class Countdown:
-    """Kills its process when it has been called so many times, if not None."""
+    """Kills its process when it has been called so many times, by whatever threads, if not None."""
 
     def __init__(self, end: int | None) -> None:
-        self.count, self._end = 0, end
+        self.count, self._end, self._lock = 0, end, threading.Lock()
 
     def __call__(self) -> None:
-        self.count += 1
-        if self.count == self._end:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._lock:
+            self.count += 1
+            if self.count == self._end:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_files(output: str, countdown: Countdown) -> None:
+    """Counts from now on, before it is done, what is put in its place in a training's folder and the one inside."""
+    rename, folders = os.replace, (pathlib.Path(output), pathlib.Path(output) / "training")
+
+    def replace(partial, path) -> None:
+        if pathlib.Path(path).parent in folders:
+            countdown()
+        rename(partial, path)
+
+    os.replace = replace
 
 
 def train(
@@ -145,7 +159,8 @@ def train(
     configure(cache, num_devices)
     if host is not None:
         jax.distributed.initialize(f"127.0.0.1:{host[0]}", num_processes=2, process_id=host[1])
-    opened, renamed, rename = Countdown(num_images), Countdown(num_files), os.replace
+    opened = Countdown(num_images)
+    count_files(output, Countdown(num_files))
 
     def counted(example: Example) -> Example:
         def image() -> Image.Image:
@@ -154,12 +169,6 @@ def train(
 
         return dataclasses.replace(example, open=image)
 
-    def replace(partial, path) -> None:
-        if pathlib.Path(path).parent in (pathlib.Path(output), pathlib.Path(output) / "training"):
-            renamed()
-        rename(partial, path)
-
-    os.replace = replace
     mesh = None if host is None else make_mesh(jax.devices())
     ocr, lines = TrOCR.from_pretrained(model, mesh=mesh), [counted(example) for example in examples()]
     assert axis_size(ocr.mesh, DATA) == num_devices * (1 if host is None else 2)
@@ -168,6 +177,5 @@ def train(
         # What each process opened and found, for the test to compare.
         found = {"opened": opened.count, "best_cer": result.best_cer, "texts": [line.text for line in read(result.ocr)]}
         pathlib.Path(f"{output}-{host[1]}.json").write_text(json.dumps(found))
-        # As JAX does at a program's exit, which a process of multiprocessing does not come to: the coordinator may
-        # not end while the other still waits for it.
+        # Neither may end while the other is still at what both did last.
         jax.distributed.shutdown()

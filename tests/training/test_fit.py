@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import multiprocessing
-import pathlib
-import random
-import socket
-
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from tests.training.small import TEXTS, command, divide, examples, options, shift, small_ocr, train
+from tests.training.runs import STEPS, rows
+from tests.training.small import TEXTS, examples, options, shift
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
 from trocr_jax.training import Batches, TrainingSettings, fit
-from trocr_jax.training.checkpoints import Checkpoints
 from trocr_jax.training.plan import Plan
-from trocr_jax.training.validation import validate
-
-STEPS = 150
-WEIGHTS = "flax_model.safetensors"
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.small"])
-
-
-def run(folder, output, max_steps=STEPS, num_images=None, num_devices=1, **changes):
-    """The exit status of a process that trains; -9 if it was killed."""
-    arguments = (folder / "model", str(folder / "cache"), output, max_steps, num_images, num_devices)
-    return status(train, *arguments, **changes)
-
-
-def status(target, *arguments, **options):
-    """The exit status of a process of its own."""
-    return statuses(target, [arguments], **options)[0]
-
-
-def statuses(target, calls, **options):
-    """The exit statuses of processes that run at once, each with arguments of its own."""
-    processes = [CONTEXT.Process(target=target, args=arguments, kwargs=options) for arguments in calls]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(300)
-        return [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def ocr():
-    return small_ocr()
-
-
-@pytest.fixture(scope="module")
-def folder(ocr, tmp_path_factory):
-    """Holds `model`, what trainings start from, and `whole`, one without interruption."""
-    folder = tmp_path_factory.mktemp("fit")
-    ocr.save_pretrained(folder / "model")
-    assert run(folder, folder / "whole") == 0
-    return folder
 
 
 def again(folder, train=None, **changes):
@@ -80,11 +27,6 @@ def again(folder, train=None, **changes):
 def trained(folder):
     """(folder, result) of that training; one that ended has nothing left to do."""
     return folder / "whole", again(folder)
-
-
-def rows(folder):
-    with (folder / "training" / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_it_learns_and_leaves_the_best_weights(trained):
@@ -227,171 +169,3 @@ class TestBatches:
         assert all((batch.labels == -100).all() == bool(batch.unread) for batch in batches)
         with pytest.raises(ImageError, match="line 9"):
             list(self.batches(ocr, [Example("line 9", "x", broken)]).stream(0, 1))
-
-
-def final_state(output, max_steps):
-    with ocp.CheckpointManager(output / "training" / "checkpoints") as manager:
-        assert manager.latest_step() == max_steps
-        return manager.restore(max_steps, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-
-
-def last_checkpoint(output):
-    """The step of the last that is whole; 0 where there is none."""
-    names = [path.name for path in (output / "training" / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-def assert_killed_and_resumed_is_whole(folder, whole, killed, max_steps, kills):
-    """Each of `kills` is when a run is killed, which the next resumes; the steps that they left behind are returned."""
-    reached = []
-    for kill in kills:
-        assert run(folder, killed, max_steps, checkpoint_every=4, **kill) == -9
-        reached.append(last_checkpoint(killed))
-    assert run(folder, killed, max_steps, checkpoint_every=4) == 0
-    expected, found = final_state(whole, max_steps), final_state(killed, max_steps)
-    assert len(jax.tree.leaves(expected)) > 100
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
-    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    for a, b in zip(rows(killed), rows(whole), strict=True):
-        assert {**a, "images_per_second": ""} == {**b, "images_per_second": ""}
-    assert reached == sorted(reached)
-    return reached
-
-
-# While the untrained model is being written at first, and once more behind the 75th step.
-FILES = {"num_files": 6}
-
-
-def random_kills(count):
-    random_images = random.Random(0)
-    return [{"num_images": random_images.randint(40, 240)} for _ in range(count)]
-
-
-def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
-    kills = [FILES, *random_kills(3), FILES]
-    reached = assert_killed_and_resumed_is_whole(folder, folder / "whole", folder / "killed", STEPS, kills)
-    first, *among, last = reached
-    # Nothing was saved at first; then each went on from where another had been killed, the last up to its 75th step.
-    assert (first, last) == (0, 72)
-    assert among[0] > 0
-    assert len(set(among)) == 3
-
-
-@pytest.mark.slow
-def test_the_same_with_twenty_kills(folder):
-    assert run(folder, folder / "long", 800) == 0
-    reached = assert_killed_and_resumed_is_whole(folder, folder / "long", folder / "often", 800, random_kills(20))
-    assert len(set(reached)) > 15
-
-
-def assert_trains_alike(found, expected, num_steps):
-    one, other = rows(expected), rows(found)
-    for name, scale in (("loss", 1e-5), ("grad_norm", 1e-4)):
-        wanted, values = ([float(row[name]) for row in table[1 : num_steps + 1]] for table in (one, other))
-        assert len(values) == num_steps
-        np.testing.assert_allclose(values, wanted, rtol=scale)
-    assert wanted[-1] != wanted[0]
-
-
-@pytest.mark.slow
-def test_eight_devices_train_as_one(folder):
-    # While the learning rate grows it is the same, whatever the number of steps.
-    assert run(folder, folder / "eight", 12, num_devices=8) == 0
-    assert_trains_alike(folder / "eight", folder / "whole", 10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_eight_devices_find_the_gradients_of_one(folder, ocr, fsdp):
-    lines, settings, found = examples(), TrainingSettings(max_steps=1, batch_size=8, ema_decay=0.9), {}
-    like = Plan.of(ocr, lines, lines, folder, settings, augment=None).first_state()
-    for num_devices in (1, 8):
-        output = folder / f"step-{num_devices}-{fsdp}"
-        assert run(folder, output, 1, num_devices=num_devices, warmup_steps=0, fsdp=fsdp) == 0
-        with Checkpoints(output / "training" / "checkpoints", keep=2) as checkpoints:
-            state, _ = checkpoints.latest(like)
-        # Adam's first moment: a tenth of the gradient.
-        found[num_devices] = {name: 10 * np.asarray(leaf) for name, leaf in state.opt_state[1][0].mu.items()}
-    assert found[1].keys() == found[8].keys()
-    assert max(np.abs(leaf).max() for leaf in found[1].values()) > 0.1
-    for name, leaf in found[1].items():
-        np.testing.assert_allclose(found[8][name], leaf, atol=1e-5, rtol=0, err_msg=name)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def run_two(folder, output, max_steps, num_images=(None, None), **changes):
-    """The exit statuses of two processes with two devices each that train together."""
-    port = free_port()
-    calls = [
-        (folder / "model", str(folder / f"cache-{number}"), output, max_steps, count, 2, (port, number))
-        for number, count in enumerate(num_images)
-    ]
-    return statuses(train, calls, **changes)
-
-
-@pytest.mark.slow
-def test_two_processes_of_the_command_train_divided_adapters(folder):
-    output, lines = folder / "two-adapters", folder / "lines"
-    lines.mkdir()
-    for line in examples():
-        line.open().save(lines / f"{line.text}.png")
-    (lines / "labels.tsv").write_text("".join(f"{text}.png\t{text}\n" for text in TEXTS))
-    arguments = ["finetune", f"--model={folder / 'model'}", f"--train={lines}", f"--val={lines}", f"--output={output}"]
-    arguments += ["--fsdp", "--lora-rank=8", "--max-steps=2", "--warmup-steps=1", "--batch-size=8"]
-    host = f"127.0.0.1:{free_port()}"
-    calls = [
-        (str(folder / f"cache-{number}"), 2, [*arguments, f"--distributed={host},{number}/2"]) for number in range(2)
-    ]
-    assert statuses(command, calls) == [0, 0]
-    assert (output / "training" / "adapters.safetensors").is_file()
-
-
-def test_a_process_that_can_read_nothing_does_not_leave_the_others_waiting(ocr):
-    class Second:
-        """The second of two processes; the first found 1 edit in 4 characters."""
-
-        number, size = 1, 2
-
-        def total(self, edits):
-            return edits + np.array([1, 4])
-
-    def fail():
-        raise ImageError("missing")
-
-    lines = [*examples()[:1], Example("line 1", "abc", fail)]
-    assert validate(ocr, lines, team=Second()) == 0.25
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_two_processes_train_as_one(folder, fsdp):
-    output = folder / f"two-{fsdp}"
-    assert run_two(folder, output, 12, fsdp=fsdp) == [0, 0]
-    assert_trains_alike(output, folder / "whole", 10)
-    first, second = (json.loads(pathlib.Path(f"{output}-{number}.json").read_text()) for number in range(2))
-    # Each opened its half of every batch.
-    assert (first.pop("opened"), second.pop("opened")) == (48, 48)
-    assert first == second
-    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["training"]
-    one = TrOCR.from_pretrained(output)
-    assert [line.text for line in one([line.open() for line in examples()])] == first["texts"]
-    assert character_error_rate(first["texts"], TEXTS) == first["best_cer"]
-
-
-@pytest.mark.slow
-def test_eight_devices_hold_an_eighth_of_the_state_each(folder):
-    assert status(divide, folder / "model", str(folder / "cache"), folder / "none") == 0
-
-
-@pytest.mark.slow
-def test_eight_devices_that_divide_the_weights_train_as_one_and_the_checkpoint_does_not_tell(folder):
-    # Killed on eight devices behind a checkpoint, and resumed on one that holds all.
-    assert run(folder, folder / "divided", 12, num_images=95, num_devices=8, fsdp=True, checkpoint_every=2) == -9
-    assert last_checkpoint(folder / "divided") >= 2
-    assert run(folder, folder / "divided", 12, checkpoint_every=2) == 0
-    assert_trains_alike(folder / "divided", folder / "whole", 10)

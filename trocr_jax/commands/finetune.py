@@ -30,7 +30,8 @@ EXAMPLES = """\
 examples:
   trocr-jax finetune --train lines/train --val lines/val --output mine
   trocr-jax finetune --model microsoft/trocr-base-handwritten --train IAM/gt_train.txt --val IAM/gt_valid.txt \\
-      --output iam --batch-size 8 --schedule inverse_sqrt --learning-rate 2e-5 --warmup-steps 500
+      --output iam --batch-size 8 --schedule inverse_sqrt --learning-rate 2e-5 --warmup-steps 500 \\
+      --augment da2
   trocr-jax finetune --train lines/train --val lines/val --output mine --add-characters auto
   trocr-jax read --model mine line.png
 """
@@ -146,7 +147,12 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--lora-pattern", metavar="REGEX", help="kernels that have one (default: queries and values of attention)")
     add("--ema-decay", type=float, metavar="X", help="keep a moving average of the weights, such as 0.999")
     add("--accumulate", type=positive, metavar="N", help="compute a batch in N parts, which takes less memory")
-    add("--remat", action="store_true", default=None, help="compute activations twice, for less memory (not on CPU)")
+    add(
+        "--remat",
+        action="store_true",
+        default=None,
+        help="compute activations twice, for less memory (not on CPU)",
+    )
     add("--fsdp", action="store_true", default=None, help="divide weights and optimizer state among the devices")
 
 
@@ -184,7 +190,11 @@ def _is_first() -> bool:
 
 
 def _leave_together() -> None:
-    """Waits for the other processes, whose connections would break where one is still at what all did last."""
+    """Waits for the other processes.
+
+    JAX does so at a program's end as well, but takes its connections down first: another process that is still at what
+    all did last would fail.
+    """
     import jax
 
     jax.distributed.shutdown()

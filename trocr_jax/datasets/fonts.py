@@ -48,9 +48,10 @@ def find_fonts(places: Iterable[str | os.PathLike[str]] = FOLDERS) -> list[str]:
 def find_faces(paths: Iterable[str], alphabet: Iterable[str] = ASCII) -> Iterator[Face]:
     """The faces that draw all of ASCII's letters and digits, with what they draw of the rest and of `alphabet`.
 
-    Others are left out, those of capitals alone among them, and so are files that are no fonts.
+    Others are left out, those of capitals alone among them, and so are files that are no fonts. Characters written from
+    right to left, and marks on others, count as not drawn: the basic layout sets them wrongly.
     """
-    wanted = sorted({*alphabet, *ASCII})
+    wanted = sorted(character for character in {*alphabet, *ASCII} if _is_set_alone(character))
     for path in paths:
         drawn = _drawn(path, wanted)
         if drawn >= BASIC and _has_small_letters(path):
@@ -77,7 +78,6 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
         character
         for character in characters
         if character in glyphs
-        and _is_set_alone(character)
         and (
             character not in ASCII
             or (times[glyphs[character]] == 1 and _is_named(tables, glyphs[character], character))
@@ -87,10 +87,7 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
 
 
 def _is_set_alone(character: str) -> bool:
-    """Whether it stands to the right of the one before: neither written from right to left nor a mark on another.
-
-    The basic layout would draw Arabic, Devanagari and the like wrongly, and say nothing.
-    """
+    """Whether it is neither written from right to left nor a mark on another character."""
     return unicodedata.bidirectional(character) not in ("R", "AL") and not unicodedata.category(character).startswith(
         "M"
     )

@@ -87,8 +87,8 @@ def synthetic_lines(
 ) -> SyntheticLines:
     """Lines with the words of text files (UTF-8), in the fonts at or below some files and folders.
 
-    `backgrounds` are images of paper. A word is left out that has a character which no face draws, or that is written
-    from right to left or as a mark on another, which the layout does not do. Raises ValueError
+    `backgrounds` are images of paper. A word is left out that has a character which no face draws, which is written
+    from right to left, or which is a mark on another: all Arabic and Hebrew, most of Devanagari. Raises ValueError
     where no face or no word is left, FileNotFoundError for a text or a background that is not there.
     """
     if num_lines < 1 or most_characters < 1:

@@ -111,7 +111,8 @@ def fit(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise MemoryError(
-                "the device has no memory for this training: lower batch_size, raise accumulate, or set remat"
+                "the device has no memory for this training: lower batch_size, raise accumulate, or (not on CPU) set "
+                "remat"
             ) from error
     if plan.team.leads:
         draw_curves(history.rows, plan.folder / CURVES_NAME)
