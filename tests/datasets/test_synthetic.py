@@ -165,16 +165,20 @@ def test_the_command_makes_a_dataset(text_file, tmp_path, capsys):
     arguments = ["data", "synthesize", str(text_file), "--fonts", *SOME, "--max-characters", "12", "--lines", "6"]
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert cli.main([*arguments, "--output", str(tmp_path / f"{name}.zip"), "--seed", str(seed)]) == 0
-    assert "a.zip: 6 lines in " in capsys.readouterr().out
+    assert "a.zip: 6 lines, each in one of 3 fonts" in capsys.readouterr().out
     contents = [(tmp_path / f"{name}.zip").read_bytes() for name in "abc"]
     assert contents[0] == contents[1] != contents[2]
     assert max(len(line.text) for line in open_dataset(tmp_path / "a.zip")) <= 12
+    capsys.readouterr()
+    assert cli.main([*arguments, "--output", str(tmp_path / "a.zip")]) == 2
+    assert "a.zip is there already" in capsys.readouterr().err
+    assert (tmp_path / "a.zip").read_bytes() == contents[0]
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"texts": ["none.txt"]}, "none.txt"),
+        ({"texts": ["none.txt"]}, "none.txt does not exist"),
         ({"fonts": ["nowhere"]}, "no font draws all of ASCII's letters"),
         ({"texts": ["{text_file.parent}/long.txt"], "max-characters": ["2"]}, "no word of at most 2 characters"),
         ({"output": ["lines.tar"]}, "lines.tar does not end in .zip"),

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+import trocr_jax.training
 from tests.conftest import SAMPLES
 from trocr_jax import cli
 from trocr_jax.commands.finetune import NAMES, process_of, to_lines
@@ -41,6 +42,18 @@ def test_lines_left_out_are_told_of(capsys, tmp_path):
     shutil.copy(SAMPLES / "date.png", tmp_path)
     told = complaint(capsys, "--output", SAMPLES / "date.png", train=tmp_path)
     assert told.startswith("trocr-jax: 1 of 2 training lines have texts of more than the 64 tokens")
+
+
+def test_an_interrupted_training_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trocr_jax.training, "fit", interrupted)
+    arguments = ["finetune", "--train", str(SAMPLES), "--val", str(SAMPLES), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err == (
+        "trocr-jax: interrupted; the same command with --resume goes on from the last checkpoint, if there is one\n"
+    )
 
 
 def test_processes_are_named_by_address_and_number():

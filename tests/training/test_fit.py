@@ -94,6 +94,8 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path
     assert "accumulate=3" in complaint(accumulate=3)
     assert "choose one of" in complaint(schedule="step")
     assert "found in 0 of" in complaint(frozen="encodr")
+    assert "found in none of" in complaint(not_decayed="biass")
+    assert "no regular expression" in complaint(not_decayed="(")
     assert "label_smoothing is 1" in complaint(label_smoothing=1)
     assert "epochs" in complaint(epochs=3)
     assert "none is left" in complaint(train=examples(["0" * 200]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,9 @@ def _add_synthesize(actions: Any) -> None:
     make = actions.add_parser(
         "synthesize",
         help="make lines from text files and fonts",
-        description="Draws lines with the words of text files, in fonts that have all of a line's characters, and "
-        "writes them as a zip archive that `--data` and `--train` take. The same arguments make the same lines.",
+        description="Draws lines with the words of text files, now and then in capitals or a number, a date or an "
+        "amount instead, in fonts that have all of a line's characters, and writes them as a zip archive that `--data` "
+        "and `--train` take. The same arguments make the same lines.",
     )
     make.add_argument("texts", nargs="+", metavar="TEXT", help="text files, UTF-8")
     make.add_argument("--output", required=True, metavar="FILE.zip", help="the archive to write")
@@ -112,8 +114,11 @@ def _show(options: argparse.Namespace) -> int:
 def _synthesize(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from trocr_jax.datasets.synthetic import synthetic_lines, write_archive
+    from trocr_jax.datasets.synthetic import check_archive_name, synthetic_lines, write_archive
 
+    check_archive_name(options.output)
+    if os.path.exists(options.output):
+        raise FileExistsError(f"{options.output} is there already: name another archive, or move it away")
     chosen = {} if options.fonts is None else {"fonts": options.fonts}
     lines = synthetic_lines(
         options.texts,
@@ -125,7 +130,7 @@ def _synthesize(options: argparse.Namespace) -> int:
     )
     watched = tqdm(lines, total=len(lines), unit="line", file=sys.stderr, disable=not sys.stderr.isatty())
     write_archive(watched, options.output)
-    print(f"{options.output}: {len(lines)} lines in {len(lines.faces)} fonts")
+    print(f"{options.output}: {len(lines)} lines, each in one of {len(lines.faces)} fonts")
     return 0
 
 

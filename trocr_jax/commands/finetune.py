@@ -137,7 +137,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=schedules, help="how the learning rate falls (default: cosine)")
     add("--warmup-steps", type=int, metavar="N", help="updates it grows over (default: a tenth of all, at most 500)")
     add("--weight-decay", type=float, metavar="X", help="of all but norms and biases (default: 1e-4)")
-    add("--not-decayed", metavar="REGEX", help="of no weight whose path has this (default: norms and biases)")
+    add("--not-decayed", metavar="REGEX", help="of weights whose path has this, none (default: norms and biases)")
     add("--max-grad-norm", type=float, metavar="X", help="longer gradients are cut to this (default: 1)")
     add("--label-smoothing", type=float, metavar="X", help="part of the target that is uniform (default: 0)")
     add("--label-format", choices=("fairseq", "hf"), help="text </s>, or <s> text </s> (default: told by the model)")
@@ -158,7 +158,12 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
 
 def _add_course(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("course").add_argument
-    add("--eval-every", type=positive, metavar="N", help="read the validation lines every N updates")
+    add(
+        "--eval-every",
+        type=positive,
+        metavar="N",
+        help="read the validation lines every N updates (default: 20 times)",
+    )
     add("--patience", type=int, metavar="N", help="end after N times without a lower CER; 0 is never (default: 8)")
     add("--num-beams", type=positive, metavar="N", help="beams to read the validation lines with (default: 1)")
     add(
@@ -174,7 +179,11 @@ def _finetune(options: argparse.Namespace) -> int:
     )
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        result = _fit(options, train, validation)
+        try:
+            result = _fit(options, train, validation)
+        except KeyboardInterrupt:
+            _tell("interrupted; the same command with --resume goes on from the last checkpoint, if there is one")
+            raise
     if _is_first():
         print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     if options.distributed is not None:

@@ -116,6 +116,8 @@ def synthetic_lines(
 def _words(path: pathlib.Path) -> list[str]:
     try:
         return unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig")).split()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason}); convert it, as with iconv") from error
 
@@ -230,13 +232,18 @@ def _worn(levels: np.ndarray, random: np.random.Generator) -> Image.Image:
     return image
 
 
+def check_archive_name(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a name that datasets would not be read from."""
+    if pathlib.Path(path).suffix != ".zip":
+        raise ValueError(f"{path} does not end in .zip")
+
+
 def write_archive(examples: Iterable[Example], path: str | os.PathLike[str]) -> None:
     """Writes lines as a zip archive of PNG images and a labels.tsv, to a temporary name first.
 
     Raises ValueError for a text that a line of labels.tsv cannot hold, ImageError for an image that cannot be read.
     """
-    if pathlib.Path(path).suffix != ".zip":
-        raise ValueError(f"{path} does not end in .zip")
+    check_archive_name(path)
     labels = []
     with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:  # stored: PNG is compressed
         for i, example in enumerate(examples):

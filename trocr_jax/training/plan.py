@@ -30,7 +30,7 @@ from trocr_jax.sharding import DATA, axis_size, local_rows
 from trocr_jax.training.batches import Batches
 from trocr_jax.training.labels import TextEncoder, pad_labels
 from trocr_jax.training.layout import StateLayout
-from trocr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from trocr_jax.training.optimizer import NOT_DECAYED, Schedule, compile_pattern, make_optimizer, make_schedule
 from trocr_jax.training.processes import Team
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import TrainState, create_state, make_train_step
@@ -91,6 +91,7 @@ class Plan:
             encoder.start_token_id,
         )
         plan.schedule()
+        _check_not_decayed(settings, plan.ocr.params)
         return plan
 
     @property
@@ -234,6 +235,16 @@ def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
             f"{num_devices} devices"
         )
     return settings
+
+
+def _check_not_decayed(settings: TrainingSettings, params: Mapping[str, Any]) -> None:
+    """Raises ValueError for a pattern of one's own that no weight's path has, which is a misspelling."""
+    pattern, names = compile_pattern(settings.not_decayed, "not_decayed"), flatten_dict(dict(params), sep="/")
+    if settings.lora is None and settings.not_decayed != NOT_DECAYED and not any(map(pattern.search, names)):
+        raise ValueError(
+            f"not_decayed is {settings.not_decayed!r}, which is found in none of {len(names)} parameters; paths are as "
+            f"{', '.join(sorted(names)[:3])}"
+        )
 
 
 def _check_rows_are_trained(settings: TrainingSettings, names: Container[str]) -> None:
