@@ -637,7 +637,7 @@ def test_fuzz(tmp_path_factory, files, name, edits, is_inside):
 
 @pytest.mark.slow
 @given(st.sampled_from(NAMES), EDITS, st.booleans())
-@settings(max_examples=8_000, deadline=None, derandomize=True)
+@settings(max_examples=20_000, deadline=None, derandomize=True)
 def test_fuzz_for_long(tmp_path_factory, files, name, edits, is_inside):
     fuzz(tmp_path_factory.getbasetemp(), files, name, edits, is_inside)
 
@@ -680,6 +680,6 @@ def test_fuzz_opcodes(tmp_path_factory, parts):
 
 @pytest.mark.slow
 @given(PARTS)
-@settings(max_examples=8_000, deadline=None, derandomize=True)
+@settings(max_examples=20_000, deadline=None, derandomize=True)
 def test_fuzz_opcodes_for_long(tmp_path_factory, parts):
     fuzz_opcodes(tmp_path_factory.getbasetemp(), parts)
