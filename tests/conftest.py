@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import socket
 
 # Nothing here may reach a network, and several workers that each use all cores slow each other down.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,6 +39,12 @@ def room_for_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.conftest import free_port
 from tests.many_devices import READINGS, constrained, read
 from tests.test_recognizer import TEXTS
 from tests.twins import config_dict, make_reader
@@ -95,9 +95,7 @@ def test_eight_devices_read_as_one(folder, expected, tmp_path):
 
 
 def test_two_hosts_share_a_model_and_read_as_one_device(folder, expected, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     outs = [tmp_path / f"{process}.npz" for process in range(2)]
     finish(*[start(2, folder, out, port, process) for process, out in enumerate(outs)])
     for out in outs:

@@ -89,6 +89,6 @@ def chosen(device: str, policies: Iterable[Contender], peers: Iterable[str] | No
     """
     if unknown := sorted(set(peers or ()) - PEERS.keys()):
         raise ValueError(f"peers {unknown} are not known; choose from {list(PEERS)}")
-    others = [name for name in PEERS if not name.startswith(OURS)]
-    wanted = [PEERS[name] for name in (others if peers is None else peers)]
+    others = [peer for peer in PEERS.values() if not peer.is_ours]
+    wanted = others if peers is None else [PEERS[name] for name in peers]
     return [*policies, *(peer for peer in wanted if device in peer.devices)]

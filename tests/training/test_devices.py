@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import socket
 
 import numpy as np
 import pytest
 
+from tests.conftest import free_port
 from tests.training.runs import last_checkpoint, rows, run, status, statuses
 from tests.training.small import TEXTS, command, divide, examples, train
 from trocr_jax import TrOCR
@@ -57,12 +57,6 @@ def test_eight_devices_find_the_gradients_of_one(folder, ocr):
         assert eight.keys() == one.keys()
         for name, leaf in one.items():
             np.testing.assert_allclose(eight[name], leaf, atol=1e-5, rtol=0, err_msg=name)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def run_two(folder, output, max_steps, num_images=(None, None), **changes):

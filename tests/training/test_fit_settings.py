@@ -8,18 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.small import TEXTS, examples, small_ocr
+from tests.training.small import TEXTS, examples
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.processing.image import ImageError
 from trocr_jax.training import TrainingSettings, fit, loop, plan
 
 STEADY = {"batch_size": 5, "learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0, "eval_every": 1}
-
-
-@pytest.fixture(scope="module")
-def ocr():
-    return small_ocr()
 
 
 class Validation:

@@ -162,7 +162,7 @@ def _add_course(parser: argparse.ArgumentParser) -> None:
         "--eval-every",
         type=positive,
         metavar="N",
-        help="read the validation lines every N updates (default: 20 times)",
+        help="read the validation lines every N updates (default: a twentieth of all, 20 to 1000)",
     )
     add("--patience", type=int, metavar="N", help="end after N times without a lower CER; 0 is never (default: 8)")
     add("--num-beams", type=positive, metavar="N", help="beams to read the validation lines with (default: 1)")

@@ -88,9 +88,8 @@ def _drawn(path: str, characters: Iterable[str]) -> set[str]:
 
 def _is_set_alone(character: str) -> bool:
     """Whether it is neither written from right to left nor a mark on another character."""
-    return unicodedata.bidirectional(character) not in ("R", "AL") and not unicodedata.category(character).startswith(
-        "M"
-    )
+    is_mark = unicodedata.category(character).startswith("M")
+    return not is_mark and unicodedata.bidirectional(character) not in ("R", "AL")
 
 
 def _has_small_letters(path: str) -> bool:

@@ -239,8 +239,11 @@ def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
 
 def _check_not_decayed(settings: TrainingSettings, params: Mapping[str, Any]) -> None:
     """Raises ValueError for a pattern of one's own that no weight's path has, which is a misspelling."""
-    pattern, names = compile_pattern(settings.not_decayed, "not_decayed"), flatten_dict(dict(params), sep="/")
-    if settings.lora is None and settings.not_decayed != NOT_DECAYED and not any(map(pattern.search, names)):
+    pattern = compile_pattern(settings.not_decayed, "not_decayed")
+    if settings.not_decayed == NOT_DECAYED or settings.lora is not None:  # adapters have paths of their own
+        return
+    names = flatten_dict(dict(params), sep="/")
+    if not any(map(pattern.search, names)):
         raise ValueError(
             f"not_decayed is {settings.not_decayed!r}, which is found in none of {len(names)} parameters; paths are as "
             f"{', '.join(sorted(names)[:3])}"
