@@ -4,8 +4,9 @@ usage: python -m benchmarks.embedded_model --data FOLDER --texts FILE ... --outp
 
 FOLDER holds uw3_en_print.zip, ehri_en_typed.zip and sroie_en_receipts.zip (see `trocr_jax.datasets`), each with train/
 and val/. Drawn lines have the texts' words and this machine's fonts: those that were used are the Debian packages in
-benchmarks/embedded_fonts.txt. The model to start from is made to take images of IMAGE_SIZE, and keeps what it has
-learned. An interrupted training goes on where the same command is given again.
+benchmarks/embedded_fonts.txt. The model to start from, by default the package's first one, from this repository's
+history, is made to take images of IMAGE_SIZE, and keeps what it has learned. It is trained twice (STAGES); the result
+is in float16/ of the output. An interrupted training goes on where the same command is given again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import io
 import pathlib
 import re
+import subprocess
+import tarfile
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from rapidfuzz.distance import Levenshtein
 
+from benchmarks.embedded_words import with_cut_words, with_receipts
 from trocr_jax import TrOCR
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.datasets import open_dataset
@@ -36,11 +41,41 @@ BATCH = 32
 LEAST_READ = 0.75  # of a label's letters, for its case to be known
 # Shares of all images that are scanned lines, mostly changed; the others are drawn.
 SHARES = {"uw3_en_print": 0.02, "ehri_en_typed": 0.113, "sroie_en_receipts": 0.146}
-RECEIPT_WORDS, CUT_WORDS = 0.2, 0.06  # shares of the words to draw: see `with_receipts` and `with_cut_words`
 # Families of no training line: what is said of unseen fonts is measured on them.
 HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
 FACES_OF_A_FAMILY = 4
+START = "0816fc3:trocr_jax/assets/trocr-nano-printed"  # a commit, and the folder of the package's first model in it
 FONTS = "benchmarks/embedded_fonts.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training, of what the one before has left."""
+
+    name: str
+    steps: int  # of BATCH lines
+    learning_rate: float
+    seed: int
+    # Whether drawn words are such as on receipts and cut off as well.
+    has_receipts: bool
+
+
+STAGES = (Stage("first", 9000, 5e-4, 0, False), Stage("second", 1500, 2e-4, 1, True))
+
+
+def model_to_start_from(folder: pathlib.Path) -> pathlib.Path:
+    """The package's first model, taken out of git's history into a folder."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parents[1]), "archive", START]
+    try:
+        archive = subprocess.run(command, check=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"{START} cannot be taken out of git's history ({error}); run this in a full clone of the repository, or "
+            "name a model to start from by --start"
+        ) from error
+    with tarfile.open(fileobj=io.BytesIO(archive)) as content:
+        content.extractall(folder, filter="data")
+    return folder
 
 
 def family(path: str) -> str:
@@ -136,45 +171,6 @@ def _paper(image: Image.Image) -> tuple[int, ...]:
     return tuple(int(level) for level in np.median(np.asarray(image)[:, 0], axis=0))
 
 
-def with_receipts(words: Sequence[str], random: np.random.Generator) -> list[str]:
-    """The words and, behind them, such as stand on receipts and forms: dates, times, amounts and codes."""
-    found: list[str] = []
-    while len(found) < RECEIPT_WORDS * len(words):
-        found += _receipt_line(random).split()
-    return [*words, *found]
-
-
-def _receipt_line(random: np.random.Generator) -> str:
-    a, b, c, d = (f"{number:02}" for number in random.integers(0, 100, 4))
-    day, month, year = int(a) % 28 + 1, int(b) % 12 + 1, f"{19 + int(c) % 2}{d}"
-    mark = random.choice(list("/.-: "))
-    date = mark.join((f"{day:02}", f"{month:02}", random.choice([year, d])))
-    time = random.choice([":", ":", ".", "/"]).join((f"{int(a) % 24:02}", f"{int(b) % 60:02}", f"{int(c) % 60:02}"))
-    letters = "".join(random.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), int(random.integers(1, 5))))
-    amount = f"{int(random.integers(0, 2000)):,}{random.choice(['.', ',', '.'])}{d}"
-    kind = random.choice(["Date", "DATE", "Time", "Total", "TOTAL", "No", "Tel", "Invoice", "Qty", "Cash", "GST", "RM"])
-    choices = (
-        f"{kind}: {date} {time}",
-        f"{date} {time} {random.choice(['AM', 'PM', 'Uhr', 'h'])}",
-        f"{kind} {amount}",
-        f"{random.choice(['RM', '$', 'EUR ', '-'])}{amount} {letters}",
-        f"{kind}. {a}{b}{letters}{random.choice(list('-/ '))}{c}",
-        f"{letters}{a}{b}{c}{d} {letters.lower()}({a}-{b})",
-        f"{a}{random.choice(list('%x#*@&='))}{amount} {time}",
-    )
-    return str(random.choice(choices))
-
-
-def with_cut_words(words: Sequence[str], random: np.random.Generator) -> list[str]:
-    """The words, some with a part of their letters alone, as where a line is cut: letters count, not what is likely."""
-    found = list(words)
-    for place in np.flatnonzero(random.random(len(words)) < CUT_WORDS):
-        word = found[place]
-        length = int(random.integers(1, len(word) + 1))
-        found[place] = word[:length] if random.random() < 0.5 else word[-length:]
-    return found
-
-
 def fitting(ocr: TrOCR, lines: Iterable[Example]) -> list[Example]:
     """Those whose texts have at most MOST_TOKENS tokens."""
     found = [line for line in lines if line.text]
@@ -206,54 +202,69 @@ def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> lis
     return [*scans, *fitting(ocr, more)]
 
 
+def train(start: pathlib.Path | str, stage: Stage, options: argparse.Namespace) -> pathlib.Path:
+    """Trains the model in a folder, or of an id, and returns the folder of the new one."""
+    reader = TrOCR.from_pretrained(start)
+    ocr = with_image_size(reader, IMAGE_SIZE)
+    drawn = synthetic_lines(
+        options.texts,
+        num_lines=stage.steps * BATCH,
+        fonts=options.fonts,
+        seed=stage.seed,
+        most_characters=MOST_CHARACTERS,
+    )
+    words = [word for word in drawn.words if "\ufffd" not in word]
+    if stage.has_receipts:
+        random = np.random.default_rng(stage.seed)
+        words = with_cut_words(with_receipts(words, random), random)
+    drawn = dataclasses.replace(drawn, words=words)
+    validation = validation_lines(reader, options.data, drawn)
+    lines = training_lines(reader, options.data, drawn)
+    folder = options.output / stage.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = fit(
+            ocr,
+            lines,
+            validation,
+            folder,
+            augment=changed,
+            resume=True,
+            tell=print,
+            seed=stage.seed,
+            max_steps=stage.steps,
+            batch_size=BATCH,
+            learning_rate=stage.learning_rate,
+            warmup_steps=min(200, stage.steps // 10),
+            weight_decay=0.01,
+            ema_decay=0.999,
+            eval_every=min(1000, max(stage.steps // 2, 1)),
+            patience=0,
+        )
+    print(f"{stage.name}: CER of the validation lines {result.first_cer:.4f} before, {result.best_cer:.4f} after")
+    return folder
+
+
 def main() -> None:
     """Trains, and writes the weights in float16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--texts", nargs="+", required=True, help="of the words to draw, UTF-8")
     parser.add_argument("--fonts", nargs="+", default=FOLDERS, help="files and folders (default: this machine's)")
-    parser.add_argument("--start", help="the model to start from (default: the one inside the package)")
-    parser.add_argument("--steps", type=int, default=9000, help=f"of {BATCH} images")
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0, help="another for each further training")
+    parser.add_argument("--start", help="the model to start from (default: the package's first one)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=len(STAGES),
+        default=[stage.steps for stage in STAGES],
+        help=f"of {BATCH} images, of each training (default: %(default)s)",
+    )
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    reader = TrOCR.from_pretrained(options.start)
-    ocr = with_image_size(reader, IMAGE_SIZE)
-    drawn = synthetic_lines(
-        options.texts,
-        num_lines=options.steps * BATCH,
-        fonts=options.fonts,
-        seed=options.seed,
-        most_characters=MOST_CHARACTERS,
-    )
-    random = np.random.default_rng(options.seed)
-    words = with_cut_words(with_receipts([word for word in drawn.words if "\ufffd" not in word], random), random)
-    drawn = dataclasses.replace(drawn, words=words)
-    validation = validation_lines(reader, options.data, drawn)
-    train = training_lines(reader, options.data, drawn)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        result = fit(
-            ocr,
-            train,
-            validation,
-            options.output / "float32",
-            augment=changed,
-            resume=True,
-            tell=print,
-            seed=options.seed,
-            max_steps=options.steps,
-            batch_size=BATCH,
-            learning_rate=options.learning_rate,
-            warmup_steps=min(200, options.steps // 10),
-            weight_decay=0.01,
-            ema_decay=0.999,
-            eval_every=min(1000, max(options.steps // 2, 1)),
-            patience=0,
-        )
-    print(f"CER of the validation lines: {result.first_cer:.4f} before, {result.best_cer:.4f} after")
-    convert(options.output / "float32", options.output / "float16", dtype="float16")
+    model = options.start or model_to_start_from(options.output / "start")
+    for stage, steps in zip(STAGES, options.steps, strict=True):
+        model = train(model, dataclasses.replace(stage, steps=steps), options)
+    convert(model, options.output / "float16", dtype="float16")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ NOT_RUN = {
     "pip install": "installs from the package index",
     "python docs/build.py": "tests/test_reference.py runs it",
     "XLA_FLAGS=": "needs a process of its own; tests/test_sharding.py has such processes",
-    "git archive": "needs the history",
     "xargs": "installs fonts",
     "python -m benchmarks.embedded_model": "trains for an hour; tests/training/test_embedded_model.py runs it",
     "srun": "needs Slurm",

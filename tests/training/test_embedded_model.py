@@ -23,9 +23,8 @@ from benchmarks.embedded_model import (
     family,
     in_case_of,
     some_faces,
-    with_cut_words,
-    with_receipts,
 )
+from benchmarks.embedded_words import CUT_WORDS, RECEIPT_WORDS, with_cut_words, with_receipts
 from tests.conftest import SAMPLES
 from trocr_jax import TrOCR
 from trocr_jax.datasets import open_dataset
@@ -88,14 +87,14 @@ def test_changes_depend_on_the_generator_alone_and_leave_a_line(size):
 def test_a_part_of_the_words_are_as_on_receipts_and_a_part_are_cut():
     words = ["word"] * 4000
     receipts = with_receipts(words, np.random.default_rng(0))[4000:]
-    assert len(receipts) == pytest.approx(embedded_model.RECEIPT_WORDS * 4000, abs=8)
+    assert len(receipts) == pytest.approx(RECEIPT_WORDS * 4000, abs=8)
     assert any(re.fullmatch(r"[0-9]{2}:[0-9]{2}:[0-9]{2}", word) for word in receipts)
     assert set("".join(receipts)) <= ASCII
     cut = with_cut_words(words, np.random.default_rng(0))
     changed_words = [word for word in cut if word != "word"]
     assert len(cut) == 4000
     # A quarter of those chosen keep all four letters.
-    assert len(changed_words) / 4000 == pytest.approx(0.75 * embedded_model.CUT_WORDS, abs=0.015)
+    assert len(changed_words) / 4000 == pytest.approx(0.75 * CUT_WORDS, abs=0.015)
     assert set(changed_words) == {"w", "wo", "wor", "ord", "rd", "d"}
 
 
@@ -127,12 +126,13 @@ def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, caps
     monkeypatch.setattr(embedded_model, "HELD_OUT", ("DejaVuSerif",))
     monkeypatch.setattr(model_card, "NUM_DRAWN", 5)
     common = ["--data", str(data), "--texts", str(data / "words.txt"), "--fonts", str(FONTS)]
-    monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "--output", str(data / "out")])
+    monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "2", "--output", str(data / "out")])
     embedded_model.main()
     trained = data / "out" / "float16"
     assert TrOCR.from_pretrained(trained).config.encoder.image_shape == embedded_model.IMAGE_SIZE
-    assert len((data / "out" / "float32" / "training" / "log.csv").read_text().splitlines()) == 4
-    shutil.rmtree(data / "out" / "float32")
+    for stage in embedded_model.STAGES:
+        assert len((data / "out" / stage.name / "training" / "log.csv").read_text().splitlines()) == 4
+        shutil.rmtree(data / "out" / stage.name)
     monkeypatch.setattr(sys, "argv", ["model_card", *common, "--models", str(trained), "--output", str(data / "card")])
     model_card.main()
     assert capsys.readouterr().out.endswith((data / "card" / "results.md").read_text())
