@@ -69,8 +69,9 @@ def model_to_start_from(folder: pathlib.Path) -> pathlib.Path:
     try:
         archive = subprocess.run(command, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.decode().strip() if isinstance(error, subprocess.CalledProcessError) else error
         raise SystemExit(
-            f"{START} cannot be taken out of git's history ({error}); run this in a full clone of the repository, or "
+            f"{START} cannot be taken out of git's history ({reason}); run this in a full clone of the repository, or "
             "name a model to start from by --start"
         ) from error
     with tarfile.open(fileobj=io.BytesIO(archive)) as content:
@@ -202,10 +203,8 @@ def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> lis
     return [*scans, *fitting(ocr, more)]
 
 
-def train(start: pathlib.Path | str, stage: Stage, options: argparse.Namespace) -> pathlib.Path:
-    """Trains the model in a folder, or of an id, and returns the folder of the new one."""
-    reader = TrOCR.from_pretrained(start)
-    ocr = with_image_size(reader, IMAGE_SIZE)
+def lines_to_draw(stage: Stage, options: argparse.Namespace) -> SyntheticLines:
+    """As many as the training takes, with its words."""
     drawn = synthetic_lines(
         options.texts,
         num_lines=stage.steps * BATCH,
@@ -217,14 +216,20 @@ def train(start: pathlib.Path | str, stage: Stage, options: argparse.Namespace) 
     if stage.has_receipts:
         random = np.random.default_rng(stage.seed)
         words = with_cut_words(with_receipts(words, random), random)
-    drawn = dataclasses.replace(drawn, words=words)
+    return dataclasses.replace(drawn, words=words)
+
+
+def train(start: pathlib.Path | str, stage: Stage, options: argparse.Namespace) -> pathlib.Path:
+    """Trains the model in a folder, or of an id, and returns the folder of the new one."""
+    reader = TrOCR.from_pretrained(start)
+    drawn = lines_to_draw(stage, options)
     validation = validation_lines(reader, options.data, drawn)
     lines = training_lines(reader, options.data, drawn)
     folder = options.output / stage.name
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         result = fit(
-            ocr,
+            with_image_size(reader, IMAGE_SIZE),
             lines,
             validation,
             folder,

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import types
 import zipfile
@@ -32,6 +33,7 @@ from trocr_jax.datasets.example import Example
 from trocr_jax.datasets.fonts import ASCII, Face
 from trocr_jax.datasets.synthetic import SyntheticLines
 from trocr_jax.evaluation.report import Compared
+from trocr_jax.recognizer import EMBEDDED
 
 FONTS = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf"
 
@@ -121,18 +123,49 @@ def data(tmp_path):
     return tmp_path
 
 
+def test_the_first_model_comes_out_of_the_history(tmp_path):
+    root, commit = pathlib.Path(__file__).parents[2], embedded_model.START.split(":")[0]
+    if not (root / ".git").exists() or subprocess.run(["git", "-C", root, "cat-file", "-e", commit]).returncode:
+        pytest.skip("needs a clone with its history")
+    folder = embedded_model.model_to_start_from(tmp_path)
+    assert TrOCR.from_pretrained(folder).config.encoder.image_shape == (32, 320)
+
+
+def test_a_history_without_the_first_model_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded_model, "START", "0000000:nothing")
+    with pytest.raises(SystemExit, match=r"0000000:nothing cannot be .* in a full clone .* or name a model .* --start"):
+        embedded_model.model_to_start_from(tmp_path)
+
+
+def test_the_second_training_alone_draws_receipts_words(data):
+    options = types.SimpleNamespace(texts=[data / "words.txt"], fonts=[FONTS])
+    first, second = (embedded_model.lines_to_draw(stage, options) for stage in embedded_model.STAGES)
+    assert set(first.words) == {"Some", "words", "to", "draw,", "in", "lines."}
+    assert len(second.words) > len(first.words)
+    assert (len(first), len(second)) == (9000 * 32, 1500 * 32)
+
+
 @pytest.mark.slow
 def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, capsys):
     monkeypatch.setattr(embedded_model, "HELD_OUT", ("DejaVuSerif",))
     monkeypatch.setattr(model_card, "NUM_DRAWN", 5)
     common = ["--data", str(data), "--texts", str(data / "words.txt"), "--fonts", str(FONTS)]
-    monkeypatch.setattr(sys, "argv", ["embedded_model", *common, "--steps", "2", "2", "--output", str(data / "out")])
+    command = ["embedded_model", *common, "--steps", "2", "2", "--start", str(EMBEDDED), "--output", str(data / "out")]
+    monkeypatch.setattr(sys, "argv", command)
     embedded_model.main()
+    first, second = (data / "out" / stage.name for stage in embedded_model.STAGES)
+    log = (first / "training" / "log.csv").read_bytes()
+    assert len(log.splitlines()) == 4
+    # As if it had been interrupted between the trainings: the same command trains the second alone.
+    shutil.rmtree(second)
+    shutil.rmtree(data / "out" / "float16")
+    embedded_model.main()
+    assert (first / "training" / "log.csv").read_bytes() == log
+    assert len((second / "training" / "log.csv").read_text().splitlines()) == 4
+    shutil.rmtree(first)
+    shutil.rmtree(second)
     trained = data / "out" / "float16"
     assert TrOCR.from_pretrained(trained).config.encoder.image_shape == embedded_model.IMAGE_SIZE
-    for stage in embedded_model.STAGES:
-        assert len((data / "out" / stage.name / "training" / "log.csv").read_text().splitlines()) == 4
-        shutil.rmtree(data / "out" / stage.name)
     monkeypatch.setattr(sys, "argv", ["model_card", *common, "--models", str(trained), "--output", str(data / "card")])
     model_card.main()
     assert capsys.readouterr().out.endswith((data / "card" / "results.md").read_text())
