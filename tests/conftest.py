@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import socket
@@ -12,6 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Most programs here run a few times: what LLVM's optimisations cost, half of all compilation, they do not save. XLA's
+# own passes stay as they are. For the very programs that users run there is the fixture `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -47,14 +49,14 @@ def free_port():
         return free.getsockname()[1]
 
 
-@contextlib.contextmanager
-def compiled_in_a_hurry():
-    """Programs that run a few times are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module")
+def optimized():
+    """Programs are compiled as users' are, for a file whose tests are about the numbers that those find."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.calibration import worn_lines
 from trocr_jax import TrOCR
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 COMPOSITIONS = 20
 SIZES = range(1, 33)
 # Three of the ten buckets: each is a program of its own, and compiling them would take most of a quick test.

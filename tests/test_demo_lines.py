@@ -16,7 +16,6 @@ import sys
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.conftest import compiled_in_a_hurry
 from trocr_jax import cli
 from trocr_jax.demo import cards, lines
 from trocr_jax.demo.lines import EXAMPLES, Choices, Line, Reader, cropped_to_ink, draw_line
@@ -26,8 +25,7 @@ from trocr_jax.results import Recognition, Word
 @pytest.fixture(scope="module")
 def reader():
     """One program for one beam; nothing else of this file compiles in this process, but for two beams."""
-    with compiled_in_a_hurry():
-        yield Reader()
+    return Reader()
 
 
 def test_images_are_read_in_order_and_a_bad_one_loses_no_other(reader, tmp_path):

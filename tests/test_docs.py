@@ -15,15 +15,8 @@ import pytest
 import transformers
 from PIL import Image
 
-from tests.conftest import compiled_in_a_hurry
 from tests.pages import NOT_RUN, PAGES, README, ROOT, blocks, commands, make_stand_ins, prose, run_page
 from trocr_jax import TrOCR, cli
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry():
-    with compiled_in_a_hurry():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from trocr_jax.checkpoints import names, store
 from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.registry import OFFICIAL
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # One official model of each distinct shape.
 SHAPES = {
     "small": "trocr-small-printed",

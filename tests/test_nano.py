@@ -12,6 +12,8 @@ from trocr_jax import TrOCR
 from trocr_jax.datasets import open_dataset
 from trocr_jax.evaluation import evaluate
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(scope="module")
 def nano():

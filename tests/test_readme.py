@@ -7,7 +7,7 @@ import shutil
 import pytest
 import transformers
 
-from tests.conftest import SAMPLES, compiled_in_a_hurry
+from tests.conftest import SAMPLES
 from tests.pages import README, blocks, commands, make_fairseq, run_command
 
 
@@ -26,8 +26,7 @@ def test_bring_your_own_checkpoint(downloads, capsys):
     section = [block for block in blocks(README) if block.heading == "Bring your own checkpoint"]
     told = [command for block in section if block.language == "bash" for command in commands(block.code)]
     assert len(told) == 5
-    with compiled_in_a_hurry():
-        out = [run_command(command) for command in told]
+    out = [run_command(command) for command in told]
     assert capsys.readouterr().err == ""
     assert "architecture of" in out[0]
     assert "small-printed" in out[1]

@@ -17,6 +17,8 @@ from trocr_jax.checkpoints.conversion import convert, load_checkpoint
 from trocr_jax.checkpoints.inspection import inspect
 from trocr_jax.registry import OFFICIAL
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["small", "base learned", "base sinusoidal"])

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import compiled_in_a_hurry
 from tests.training.runs import run
 from tests.training.small import small_ocr
-
-
-@pytest.fixture(autouse=True, scope="package")
-def in_a_hurry():
-    with compiled_in_a_hurry():
-        yield
 
 
 @pytest.fixture(scope="package")

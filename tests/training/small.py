@@ -74,7 +74,6 @@ def options(max_steps: int) -> dict:
 def configure(cache: str, num_devices: int) -> None:
     """Of a process that has just begun."""
     jax.config.update("jax_num_cpu_devices", num_devices)
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
