@@ -5,12 +5,14 @@ usage: python -m benchmarks.adaptation [--data ZIP] [--counts N ...] [--model ID
 ZIP/train, ZIP/val and ZIP/test are lines with known texts (see `trocr_jax.datasets`). Each count takes the first so
 many training lines in a seeded order, trains anew with `trocr_jax.training.fit` and reads all test lines; the weights
 are those that read the validation lines best. Error rates are micro averages with 95 % intervals (bootstrap over
-lines). A count that is done is kept in the output folder and not trained again.
+lines). A count that is done is kept in the output folder and not trained again; more of them can be asked for later, if
+all else is asked for as before.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import warnings
@@ -23,12 +25,15 @@ from benchmarks import machine
 from benchmarks.lines import FOLDER
 from benchmarks.plots import save, write_text
 from trocr_jax import TrOCR
+from trocr_jax.config import read_json
 from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.augmentation import da2
 from trocr_jax.evaluation import evaluate
 from trocr_jax.training import fit
 
 BATCH = 16
+# The options that every row depends on.
+ASKED = ("data", "model", "epochs", "fewest", "most", "augment", "seed")
 
 
 def measure(ocr: TrOCR, test, **found: Any) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def trained(ocr: TrOCR, splits, count: int, options: argparse.Namespace, folder:
     order = np.random.default_rng(options.seed).permutation(len(splits["train"]))[:count]
     lines = [splits["train"][index] for index in order]
     steps = min(max(options.epochs * count // BATCH, options.fewest), options.most)
-    augment = da2 if options.augment else None
+    augment = functools.partial(da2, size=ocr.processor.image_processor.size) if options.augment else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lines of more tokens than the model has positions for are left out
         result = fit(
@@ -50,6 +55,26 @@ def trained(ocr: TrOCR, splits, count: int, options: argparse.Namespace, folder:
             seed=options.seed, eval_every=max(steps // 8, 1),
         )  # fmt: skip
     return measure(result.ocr, splits["test"], count=count, steps=result.num_steps, best_step=result.best_step)
+
+
+def kept_rows(path: pathlib.Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an earlier run left there; none where there is no such file.
+
+    Raises ValueError where they came of other options, since the table would show them as if they came of these.
+    """
+    if not path.exists():
+        return []
+    content = read_json(path)
+    before = content.get("asked", {})
+    differing = [
+        f"{name} (was {before.get(name)!r}, is {value!r})" for name, value in asked.items() if before.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds results that differ in {', '.join(differing)}; ask for what was asked before, or name "
+            "another folder (--output)"
+        )
+    return content["rows"]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -90,11 +115,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for models, table and plot")
     options = parser.parse_args()
+    kept, asked = options.output / "results.json", {name: getattr(options, name) for name in ASKED}
+    rows = kept_rows(kept, asked)
     splits = {name: open_dataset(f"{options.data}/{name}") for name in ("train", "val", "test")}
     ocr = TrOCR.from_pretrained(options.model)
     options.output.mkdir(parents=True, exist_ok=True)
-    kept = options.output / "results.json"
-    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
     for count in [0, *sorted({min(count, len(splits["train"])) for count in options.counts})]:
         if any(row["count"] == count for row in rows):
             continue
@@ -102,7 +127,8 @@ def main() -> None:
             rows.append(measure(ocr, splits["test"], count=0, steps=0, best_step=0))
         else:
             rows.append(trained(ocr, splits, count, options, options.output / f"lines-{count}"))
-        content = {"machine": machine.describe("benchmarks.adaptation"), "data": options.data, "rows": rows}
+        rows.sort(key=lambda row: row["count"])
+        content = {"machine": machine.describe("benchmarks.adaptation"), "asked": asked, "rows": rows}
         write_text(kept, json.dumps(content, indent=1))
         write_text(options.output / "results.md", table(rows))
         plot(rows, pathlib.Path(options.data).stem, options.output / "learning_curve.png")

@@ -3,7 +3,8 @@
 usage: python benchmarks/compile_ahead.py [--topology v5e:2x2] [--model trocr-base-handwritten] [--num-beams 4] ...
 
 Needs libtpu (`pip install ".[tpu]"`, best in an environment of its own), no TPU and no weights: shapes are enough.
-Every chip of the topology gets a batch. Ends with an error if a compiled loop talks to the host.
+Every chip of the topology gets a batch. Ends with an error if a compiled loop talks to the host. For a chip whose peaks
+are known, the compiler's counts are set beside these: an estimate, since nothing runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import os
 import re
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +46,18 @@ WITHOUT_TPU = {
 }
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 CALLED = re.compile(r"(?:body|condition|calls|to_apply)=%?([\w.-]+)|(?:branch|called)_computations=\{([^}]*)\}")
+
+
+class Peaks(NamedTuple):
+    """What a chip is published to have: bfloat16 flop/s, bytes/s of its memory, and that memory's bytes."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+# As Google Cloud's documentation of TPU v5e and v6e has them, by the name that topologies begin with.
+PEAKS = {"v5e": Peaks(197e12, 819e9, 16e9), "v6e": Peaks(918e12, 1640e9, 32e9)}
 
 
 def program(
@@ -125,6 +140,28 @@ def host_transfers(hlo: str) -> list[str]:
     return [line for line in loop_lines(hlo) if TO_HOST.search(line)]
 
 
+def cost_lines(topology: str, cost: Mapping[str, float], held: int) -> list[str]:
+    """The compiler's counts, and where the chip's peaks are known what these, and the `held` bytes, are beside them.
+
+    Bytes accessed are those of all operands and results, some of which may never leave the chip: no lower bound.
+    """
+    flops, moved, chip = cost["flops"], cost.get("bytes accessed"), topology.partition(":")[0]
+    lines = [f"operations of the encoder and one step a chip: {flops:.3g}"]
+    if moved is not None:
+        lines.append(f"bytes that these access: {moved:.3g}")
+    lines.append("these are the compiler's own counts: a loop's body is counted once")
+    if moved is not None and chip in PEAKS:
+        peaks = PEAKS[chip]
+        computing, moving = flops / peaks.flops, moved / peaks.bandwidth
+        lines.append(
+            f"at {chip}'s peaks, {peaks.flops / 1e12:.0f} TFLOP/s in bfloat16 and {peaks.bandwidth / 1e9:.0f} GB/s: "
+            f"operations {1000 * computing:.3g} ms, bytes {1000 * moving:.3g} ms; "
+            f"{'operations' if computing > moving else 'bytes'} bind, and {held / peaks.memory:.1%} of "
+            f"{peaks.memory / 1e9:.0f} GB are taken"
+        )
+    return lines
+
+
 def main() -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,7 +195,7 @@ def main() -> None:
         f"{options.topology}, jax {jax.__version__}: compiled in {seconds:.0f} s"
     )
     print(f"bytes a chip: {sum(parts.values()):,} ({', '.join(f'{name} {size:,}' for name, size in parts.items())})")
-    print(f"operations of the encoder and one step a chip: {cost['flops']:.3g}")
+    print(*cost_lines(options.topology, cost, sum(parts.values())), sep="\n")
     print(f"host transfers inside loops: {len(transfers)} of {len(inside)} instructions")
     if transfers or not inside:
         raise SystemExit("\n".join(transfers) or "there is no loop in the program")

@@ -16,7 +16,7 @@ from PIL.ImageFont import truetype
 from trocr_jax import cli
 from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.fonts import ASCII, find_faces, find_fonts
-from trocr_jax.datasets.synthetic import SyntheticLines, draw_line, synthetic_lines, write_archive
+from trocr_jax.datasets.synthetic import CURRENCIES, SyntheticLines, draw_line, synthetic_lines, write_archive
 
 # matplotlib brings DejaVu and STIX along, and fonts for mathematics without most letters.
 FONTS = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf"
@@ -105,6 +105,12 @@ def test_texts_are_words_of_the_file_that_the_fonts_draw(lines):
             numbers += 1
             assert any(character.isdigit() for character in line.text)
     assert 10 < numbers < 60  # 15 % of them
+
+
+def test_amounts_in_all_currencies_and_capitals_with_accents_are_among_the_lines(text_file):
+    lines = synthetic_lines([text_file], num_lines=600, fonts=SOME[:1], most_characters=30)
+    assert set("ÏÜΆΔ" + CURRENCIES) <= set("".join(line.text for line in lines))
+    assert "日" not in lines.faces[0].characters
 
 
 def test_scripts_that_are_not_set_letter_by_letter_are_left_out(tmp_path):

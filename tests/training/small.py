@@ -50,6 +50,15 @@ def examples(texts=TEXTS) -> list[Example]:
     return [Example(f"line {i}", text, lambda i=i: image(i)) for i, text in enumerate(texts)]
 
 
+def write_lines(folder: pathlib.Path) -> pathlib.Path:
+    """The new folder, with the lines as files of a dataset."""
+    folder.mkdir()
+    for line in examples():
+        line.open().save(folder / f"{line.text}.png")
+    (folder / "labels.tsv").write_text("".join(f"{text}.png\t{text}\n" for text in TEXTS))
+    return folder
+
+
 def shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """An augmentation: the image moved by a few pixels."""
     return image.transform(image.size, Image.Transform.AFFINE, (1, 0, float(rng.uniform(-4, 4)), 0, 1, 0))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.training.runs import last_checkpoint, rows, run, status, statuses
-from tests.training.small import TEXTS, command, divide, examples, train
+from tests.training.small import TEXTS, command, divide, examples, train, write_lines
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
@@ -71,11 +71,7 @@ def run_two(folder, output, max_steps, num_images=(None, None), **changes):
 
 @pytest.mark.slow
 def test_two_processes_of_the_command_train_divided_adapters(folder):
-    output, lines = folder / "two-adapters", folder / "lines"
-    lines.mkdir()
-    for line in examples():
-        line.open().save(lines / f"{line.text}.png")
-    (lines / "labels.tsv").write_text("".join(f"{text}.png\t{text}\n" for text in TEXTS))
+    output, lines = folder / "two-adapters", write_lines(folder / "lines")
     arguments = ["finetune", f"--model={folder / 'model'}", f"--train={lines}", f"--val={lines}"]
     arguments += ["--fsdp", "--lora-rank=8", "--max-steps=2", "--warmup-steps=1", "--batch-size=8"]
     host = f"127.0.0.1:{free_port()}"

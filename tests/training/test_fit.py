@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
-from trocr_jax.training import Batches, TrainingSettings, fit
+from trocr_jax.training import Batches, TrainingSettings, fit, plan
 from trocr_jax.training.plan import Plan
 
 
@@ -72,6 +74,15 @@ def test_a_training_that_is_there_is_not_written_over(folder):
         again(folder, label_format="hf")
 
 
+def test_a_training_is_not_resumed_on_other_pixels(folder):
+    start, lines = TrOCR.from_pretrained(folder / "model"), examples()
+    images = dataclasses.replace(start.processor.image_processor, image_mean=(0.25, 0.5, 0.5))
+    other = start.with_params(start.params, image_processor=images)
+    told = r"differs in image processor's image_mean \(was \[0.5, 0.5, 0.5\], is \[0.25, 0.5, 0.5\]\); resume"
+    with pytest.raises(ValueError, match=told):
+        fit(other, lines, lines, folder / "whole", resume=True, **options(STEPS))
+
+
 def test_a_model_that_is_there_is_not_written_over(ocr, tmp_path):
     ocr.save_pretrained(tmp_path / "mine")
     before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
@@ -91,7 +102,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path
     assert "no training lines" in complaint(train=[])
     assert "hold no text" in complaint(validation=[])
     assert "batch_size is 0" in complaint(batch_size=0)
-    assert "accumulate=3" in complaint(accumulate=3)
+    assert "accumulate=3" in complaint(batch_size=16, accumulate=3)
     assert "choose one of" in complaint(schedule="step")
     assert "found in 0 of" in complaint(frozen="encodr")
     assert "found in none of" in complaint(not_decayed="biass")
@@ -107,10 +118,13 @@ def test_where_memory_ends_it_says_what_helps_and_other_settings_may_follow(ocr,
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     monkeypatch.setattr(Plan, "step", lambda _: step)
+    adapters = tmp_path / "out" / "training" / "adapters.safetensors"
     with pytest.raises(MemoryError, match="lower batch_size"):
-        fit(ocr, examples(), examples(), tmp_path / "out", max_steps=2)
+        fit(ocr, examples(), examples(), tmp_path / "out", max_steps=2, lora_rank=2)
+    assert adapters.is_file()
     with pytest.raises(MemoryError, match="lower batch_size"):
         fit(ocr, examples(), examples(), tmp_path / "out", max_steps=2, batch_size=4)
+    assert not adapters.exists()  # which do not belong to the weights that are there now
 
 
 def test_lines_over_length_are_left_out_with_a_warning(ocr, tmp_path):
@@ -128,6 +142,26 @@ def test_settings_suit_the_number_of_lines(ocr):
     assert steps == [400, 1875, 20_000]
     chosen = TrainingSettings(max_steps=50, learning_rate=1e-3).resolved(100, config)
     assert (chosen.max_steps, chosen.learning_rate, chosen.warmup_steps, chosen.eval_every) == (50, 1e-3, 5, 20)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "accumulate", "expected"),
+    [(1, 1, 16), (2, 1, 16), (3, 1, 18), (5, 1, 20), (6, 1, 18), (7, 1, 21), (12, 1, 24), (32, 1, 32),
+     (1, 3, 18), (1, 20, 20), (8, 2, 16), (3, 4, 24)],
+)  # fmt: skip
+def test_a_batch_that_is_not_set_suits_devices_and_parts(ocr, num_devices, accumulate, expected):
+    chosen = TrainingSettings(accumulate=accumulate).resolved(1000, ocr.config, num_devices)
+    assert (chosen.batch_size, chosen.max_steps) == (expected, 30 * 1000 // expected)
+
+
+def test_a_batch_that_is_set_stays_or_is_refused(ocr, tmp_path, monkeypatch):
+    settings = TrainingSettings(batch_size=8, accumulate=2)
+    assert settings.resolved(1000, ocr.config, 4).batch_size == 8
+    # As if the recogniser were on three devices.
+    monkeypatch.setattr(plan, "axis_size", lambda *_: 3)
+    with pytest.raises(ValueError, match="batch_size 8 is not a multiple of 6, accumulate=2 times 3 devices"):
+        Plan.of(ocr, examples(), examples(), tmp_path, settings, augment=None)
+    assert Plan.of(ocr, examples(), examples(), tmp_path, TrainingSettings(), augment=None).batches.batch_size == 18
 
 
 class TestBatches:

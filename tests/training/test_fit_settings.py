@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 import unittest.mock
 
 import jax
@@ -34,6 +37,20 @@ def train(ocr, output, monkeypatch, rates, lines=None, **options):
     monkeypatch.setattr(loop, "validate", validation)
     result = fit(ocr, lines or examples(), examples(), output, **{**STEADY, **options})
     return result, validation
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_told_on_a_terminal_alone(ocr, tmp_path, monkeypatch, capsys):
+    train(ocr, tmp_path / "quiet", monkeypatch, [1.0, 0.5, 0.25], max_steps=2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    train(ocr, tmp_path / "told", monkeypatch, [1.0, 0.5, 0.25], max_steps=2)
+    last = sys.stderr.getvalue().split("\r")[-1]
+    assert re.search(r" 2/2 \[.*, cer=0\.25, images=[\d.]+/s, loss=\d+\.\d{3}\]", last), last
 
 
 def equal(a, b):

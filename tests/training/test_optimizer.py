@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from trocr_jax.training import make_optimizer, make_schedule
@@ -46,6 +47,16 @@ def test_norms_and_biases_are_not_decayed():
     assert decayed(not_decayed="^encoder/") == names[:2]
 
 
+@pytest.mark.parametrize(("max_grad_norm", "factor"), [(2.5, 0.5), (10.0, 1.0), (0, 1.0), (None, 1.0)])
+def test_gradients_are_cut_to_a_norm_unless_that_is_0(max_grad_norm, factor):
+    params, gradients = {"kernel": jnp.zeros(2)}, {"kernel": jnp.array([3.0, 4.0])}
+    optimizer = make_optimizer(0.1, max_grad_norm=max_grad_norm)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    # Adam's first moment: a tenth of the gradient.
+    moment = optax.tree_utils.tree_get(state, "mu")["kernel"]
+    np.testing.assert_allclose(10 * moment, factor * gradients["kernel"], rtol=1e-5)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="choose one of"):
         make_schedule("step", 1.0)
@@ -53,5 +64,5 @@ def test_what_cannot_be_is_refused():
         make_schedule("cosine", 1.0)
     with pytest.raises(ValueError, match="no regular expression"):
         make_optimizer(1.0, not_decayed="(")
-    with pytest.raises(ValueError, match="max_grad_norm is 0"):
-        make_optimizer(1.0, max_grad_norm=0)
+    with pytest.raises(ValueError, match="max_grad_norm is -1"):
+        make_optimizer(1.0, max_grad_norm=-1)

@@ -10,7 +10,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.runs import STEPS, WEIGHTS, last_checkpoint, rows, run
-from trocr_jax import TrOCR
+from tests.training.small import write_lines
+from trocr_jax import TrOCR, cli
+from trocr_jax.training import loop
 
 
 def final_state(output, max_steps):
@@ -25,8 +27,12 @@ def kill(folder, output, max_steps, **when):
     return last_checkpoint(output)
 
 
-def assert_resumed_is_whole(folder, whole, killed, max_steps):
-    assert run(folder, killed, max_steps, checkpoint_every=4) == 0
+def assert_resumed_is_whole(folder, whole, killed, max_steps, **changes):
+    assert run(folder, killed, max_steps, checkpoint_every=4, **changes) == 0
+    assert_same(killed, whole, max_steps)
+
+
+def assert_same(killed, whole, max_steps):
     expected, found = final_state(whole, max_steps), final_state(killed, max_steps)
     assert len(jax.tree.leaves(expected)) > 100
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
@@ -54,6 +60,40 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
     start, found = (TrOCR.from_pretrained(place).params for place in (folder / "model", killed))
     jax.tree.map(np.testing.assert_array_equal, found, start)
     assert_resumed_is_whole(folder, folder / "whole", killed, STEPS)
+
+
+# Adapters leave all weights as they are, so that there is no training with both.
+@pytest.mark.parametrize("part", [{"lora_rank": 2}, {"frozen": "^encoder/"}], ids=["adapters", "frozen"])
+def test_the_same_where_a_part_is_trained_and_batches_are_accumulated(folder, part):
+    changes, name = {**part, "accumulate": 2}, next(iter(part))
+    whole, killed = folder / f"whole-{name}", folder / f"killed-{name}"
+    assert run(folder, whole, 16, **changes) == 0
+    assert kill(folder, killed, 16, num_images=100, **changes) in (4, 8)
+    assert_resumed_is_whole(folder, whole, killed, 16, **changes)
+
+
+def test_the_command_goes_on_where_it_was_interrupted(ocr, cache_home, tmp_path, monkeypatch, capsys):
+    ocr.save_pretrained(tmp_path / "model")
+    lines, whole, resumed = write_lines(tmp_path / "lines"), tmp_path / "whole", tmp_path / "resumed"
+    command = ["finetune", f"--model={tmp_path / 'model'}", f"--train={lines}", f"--val={lines}"]
+    command += ["--max-steps=6", "--batch-size=4", "--checkpoint-every=2", "--max-grad-norm=0"]
+    assert cli.main([*command, f"--output={whole}"]) == 0
+    between_steps = loop._Loop._between_steps
+
+    def interrupted(self, state, progress, bar):
+        if progress.step == 3:
+            raise KeyboardInterrupt
+        return between_steps(self, state, progress, bar)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Loop, "_between_steps", interrupted)
+        assert cli.main([*command, f"--output={resumed}"]) == 130
+    assert last_checkpoint(resumed) == 2
+    capsys.readouterr()
+    assert cli.main([*command, f"--output={resumed}", "--resume"]) == 0
+    assert "of 6 steps" in capsys.readouterr().out
+    assert '"max_grad_norm": 0.0' in (resumed / "training" / "settings.json").read_text()
+    assert_same(resumed, whole, 6)
 
 
 @pytest.mark.slow

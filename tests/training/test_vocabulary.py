@@ -17,6 +17,7 @@ from tests.training.small import CONFIG, examples, options, small_ocr
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.datasets.coverage import Coverage
+from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.added_characters import with_characters
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -284,13 +285,17 @@ def test_sinusoidal_positions_count_from_the_padding_token(ocr, words):
 LEARNED = ("жa", "щ", "bж a", "é", "aéщ")
 
 
-@pytest.fixture(scope="module")
-def interrupted(ocr, tmp_path_factory):
-    """A training with new characters that ended behind a checkpoint, as if it had been killed."""
-    output, opened = tmp_path_factory.mktemp("vocabulary") / "out", []
+class Killed(BaseException):
+    pass
 
-    class Killed(BaseException):
-        pass
+
+def keep(image, rng):
+    return image
+
+
+def interrupt(ocr, lines, output, **arguments):
+    """A training that ends behind its first checkpoint, as if it had been killed."""
+    opened = []
 
     def stop(image, rng):
         opened.append(image)
@@ -299,16 +304,19 @@ def interrupted(ocr, tmp_path_factory):
         return image
 
     stop.__name__ = "keep"
-    lines = examples(LEARNED)
     with pytest.raises(Killed):
-        fit(ocr, lines, lines, output, add_characters="жщéa", **{**options(150), "augment": stop})
+        fit(ocr, lines, lines, output, **{**arguments, "augment": stop})
+
+
+@pytest.fixture(scope="module")
+def interrupted(ocr, tmp_path_factory):
+    """A training with new characters that ended behind a checkpoint."""
+    output = tmp_path_factory.mktemp("vocabulary") / "out"
+    interrupt(ocr, examples(LEARNED), output, add_characters="жщéa", **options(150))
     return output
 
 
 def test_new_characters_are_learned_and_a_resumed_training_knows_them(ocr, interrupted):
-    def keep(image, rng):
-        return image
-
     lines, told = examples(LEARNED), []
     arguments = {**options(150), "augment": keep, "resume": True}
     with pytest.raises(ValueError, match=r"added characters \(was 'жщé', is ''\)"):
@@ -329,6 +337,24 @@ def test_new_characters_are_learned_and_a_resumed_training_knows_them(ocr, inter
     assert report["before"]["training lines"]["several"]["ж"] == {"count": 2, "num_lines": 2,
                                                                   "lines": ["line 0", "line 2"]}  # fmt: skip
     assert report["after"]["validation lines"]["tokens_per_character"] == 0.9091
+
+
+def test_another_tokenizer_is_kept_and_a_resumed_training_knows_it(ocr, words, tmp_path):
+    lines, told, output = examples(("ж a", "№", "ab", "b ж", "a№")), [], tmp_path / "out"
+    arguments = {**options(60), "tokenizer": words}
+    interrupt(ocr, lines, output, **arguments)
+    arguments |= {"augment": keep, "resume": True}
+    with pytest.raises(ValueError, match="model and labels"):
+        fit(ocr, lines, lines, output, **{**arguments, "tokenizer": None})
+    result = fit(ocr, lines, lines, output, tell=told.append, **arguments)
+    assert result.num_steps == 60
+    assert result.best_cer < result.first_cer
+    assert told[2] == "with another tokenizer, 12 tokens in all:"
+    reader = TrOCR.from_pretrained(output)
+    assert reader.config.decoder.vocab_size == 12
+    assert reader.processor.tokenizer.get_vocab() == TrOCRTokenizer.from_pretrained(words).get_vocab()
+    texts = [line.text for line in reader([line.open() for line in lines])]
+    assert character_error_rate(texts, [line.text for line in lines]) == result.best_cer
 
 
 def test_rows_that_would_not_be_trained_are_refused(ocr, tmp_path):

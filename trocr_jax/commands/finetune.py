@@ -94,7 +94,12 @@ def add_finetune(commands: Any) -> None:
         metavar="N",
         help="updates (default: 30 times each line; at least 400, at most 20000)",
     )
-    add("--batch-size", type=positive, metavar="N", help="images an update (default: 16)")
+    add(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images an update (default: 16, or the next number that devices and --accumulate divide evenly)",
+    )
     add("--learning-rate", type=float, metavar="X", help="its peak (default: 5e-5 * 1024 / the decoder's width)")
     add(
         "--image-size",
@@ -138,7 +143,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--warmup-steps", type=int, metavar="N", help="updates it grows over (default: a tenth of all, at most 500)")
     add("--weight-decay", type=float, metavar="X", help="of all but norms and biases (default: 1e-4)")
     add("--not-decayed", metavar="REGEX", help="of weights whose path has this, none (default: norms and biases)")
-    add("--max-grad-norm", type=float, metavar="X", help="longer gradients are cut to this (default: 1)")
+    add("--max-grad-norm", type=float, metavar="X", help="longer gradients are cut to this; 0 is never (default: 1)")
     add("--label-smoothing", type=float, metavar="X", help="part of the target that is uniform (default: 0)")
     add("--label-format", choices=("fairseq", "hf"), help="text </s>, or <s> text </s> (default: told by the model)")
     add("--freeze", dest="frozen", metavar="REGEX", help="train no weight whose path has this, such as '^encoder/'")

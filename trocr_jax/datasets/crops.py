@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,12 +15,61 @@ from trocr_jax.processing.image import ImageError
 Point = tuple[float, float]
 # Parts of the distance between two baselines that the letters of a line are taken to rise above theirs, and to descend.
 ASCENT, DESCENT = 0.75, 0.25
+# Bytes of the decoded pages that are kept: some thirty scans of A4 at 300 dots an inch.
+KEPT_BYTES = 1 << 30
 
 
-@functools.lru_cache(maxsize=4)
+class _Pages:
+    """The decoded pages used last, of KEPT_BYTES together, or a larger one alone.
+
+    While a thread decodes a page, others that ask for it wait, and get its error too; errors are not kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._decoding: dict[tuple[Files, str], Future[Image.Image]] = {}
+        self._kept: dict[tuple[Files, str], Image.Image] = {}  # in the order of their last use
+        self._num_bytes = 0
+
+    def open(self, files: Files, name: str) -> Image.Image:
+        key = files, name
+        with self._lock:
+            if key in self._kept:
+                page = self._kept[key] = self._kept.pop(key)
+                return page
+            is_first = key not in self._decoding
+            decoding = self._decoding.setdefault(key, Future())
+        if is_first:
+            try:
+                page = open_image(files, name)
+            except BaseException as error:  # interrupts too: nobody may wait for ever
+                self._end(key, None)
+                decoding.set_exception(error)
+            else:
+                self._end(key, page)
+                decoding.set_result(page)
+        return decoding.result()
+
+    def _end(self, key: tuple[Files, str], page: Image.Image | None) -> None:
+        with self._lock:
+            del self._decoding[key]
+            if page is not None:
+                self._kept[key] = page
+                self._num_bytes += _num_bytes(page)
+            while self._num_bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._num_bytes -= _num_bytes(self._kept.pop(next(iter(self._kept))))
+
+
+def _num_bytes(page: Image.Image) -> int:
+    return 4 * page.width * page.height  # Pillow's RGB has a byte to spare in each pixel
+
+
+_pages = _Pages()
+
+
 def page_image(files: Files, name: str) -> Image.Image:
-    """A page; the last few are kept, as a page's lines are mostly asked for together. Raises ImageError."""
-    return open_image(files, name)
+    """A page, which callers share and must not change; those used last are kept. Raises ImageError."""
+    return _pages.open(files, name)
 
 
 def crop_polygon(page: Image.Image, polygon: Sequence[Point], name: str) -> Image.Image:

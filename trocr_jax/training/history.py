@@ -44,10 +44,11 @@ class History:
 
 def _read(path: pathlib.Path) -> list[dict[str, float]]:
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        # A last row without a line end was cut off: its last number may be a part of one, "15" of "150".
+        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
     found = []
     for row in rows:
-        # The last row may have been cut off; its numbers are then fewer, or not numbers.
+        # What a crash of the machine left may be no numbers at all.
         try:
             numbers = {name: value for name, value in row.items() if name in COLUMNS and value}
             found.append({name: int(text) if text.isdigit() else float(text) for name, text in numbers.items()})

@@ -26,12 +26,12 @@ from trocr_jax.sharding import fetch, shard_rows
 from trocr_jax.training.checkpoints import Checkpoints, Progress
 from trocr_jax.training.history import History, draw_curves
 from trocr_jax.training.lora import save_adapters
-from trocr_jax.training.plan import CHECKPOINTS, Plan
+from trocr_jax.training.plan import ADAPTERS_NAME, CHECKPOINTS, Plan
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import StepMetrics, TrainState
 from trocr_jax.training.validation import validate
 
-LOG_NAME, CURVES_NAME, ADAPTERS_NAME = "log.csv", "curves.png", "adapters.safetensors"
+LOG_NAME, CURVES_NAME = "log.csv", "curves.png"
 LOG_EVERY = 10
 
 

@@ -64,12 +64,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) as torch's, behind clipping by the gradients' global norm.
 
-    Weights whose path `not_decayed` is found in are not decayed. `max_grad_norm` None leaves gradients as they are.
+    Weights whose path `not_decayed` is found in are not decayed. `max_grad_norm` 0, or None, is no clipping.
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay is {weight_decay}; it must be 0 or more")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm is {max_grad_norm}; it must be above 0, or None for no clipping")
+    if max_grad_norm is not None and not max_grad_norm >= 0:
+        raise ValueError(f"max_grad_norm is {max_grad_norm}; it must be above 0, or 0 for no clipping")
     pattern = compile_pattern(not_decayed, "not_decayed")
 
     def is_decayed(params: Mapping[str, Any]) -> Any:
@@ -78,7 +78,7 @@ def make_optimizer(
         )
 
     adamw = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=is_decayed)
-    return adamw if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw) if max_grad_norm else adamw
 
 
 def compile_pattern(pattern: str, name: str) -> re.Pattern[str]:

@@ -38,7 +38,7 @@ from trocr_jax.training.vocabulary import EMBEDDING, HEAD, VocabularyReport, cha
 
 # Below the output folder, beside the model.
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
-COVERAGE_NAME = "coverage.json"
+COVERAGE_NAME, ADAPTERS_NAME = "coverage.json", "adapters.safetensors"
 MODEL_AND_LABELS = "model and labels"  # in the settings' file, where they are a hash
 
 
@@ -78,7 +78,7 @@ class Plan:
             _check_rows_are_trained(settings, flatten_dict(dict(ocr.params), sep="/"))
         encoder = TextEncoder.of(ocr, label_format=settings.label_format)
         kept, rows = _within_length(train, encoder)
-        settings = _fitting(settings.resolved(len(kept), ocr.config), axis_size(ocr.mesh, DATA))
+        settings = settings.resolved(len(kept), ocr.config, axis_size(ocr.mesh, DATA))
         labels = pad_labels(rows, encoder.padded_length(rows))
         plan = cls(
             ocr,
@@ -122,8 +122,10 @@ class Plan:
         augment = self.batches.augment
         settings = dataclasses.asdict(self.settings)
         del settings["fsdp"]  # where things lie changes nothing about them
+        images = self.batches.image_processor.to_dict()
         return {
             **settings,
+            **{f"image processor's {name}": value for name, value in images.items()},
             MODEL_AND_LABELS: self._fingerprint(),
             "training lines": _fingerprint(self.batches.examples),
             "validation lines": _fingerprint(self.validation),
@@ -137,6 +139,8 @@ class Plan:
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Of a training that was here before: one without adapters would leave them beside its weights.
+            (self.folder / ADAPTERS_NAME).unlink(missing_ok=True)
             write_json(path, identity)
             write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
@@ -221,20 +225,10 @@ def _batches(
     augment: Augmentation | None,
 ) -> Batches:
     """The batches, or this process's rows of them."""
+    assert settings.batch_size is not None
     rows = local_rows(ocr.mesh, settings.batch_size)
     image_processor = ocr.processor.image_processor
     return Batches(examples, labels, image_processor, settings.batch_size, settings.seed, augment, rows)
-
-
-def _fitting(settings: TrainingSettings, num_devices: int) -> TrainingSettings:
-    """The settings; ValueError where their batches cannot be divided over devices and parts."""
-    unit = settings.accumulate * num_devices
-    if settings.batch_size % unit:
-        raise ValueError(
-            f"batch_size {settings.batch_size} is not a multiple of {unit}, accumulate={settings.accumulate} times "
-            f"{num_devices} devices"
-        )
-    return settings
 
 
 def _check_not_decayed(settings: TrainingSettings, params: Mapping[str, Any]) -> None:
