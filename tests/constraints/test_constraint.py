@@ -150,6 +150,8 @@ def test_arguments_are_checked(tmp_path):
     for name, message in (("empty", "holds no texts"), ("latin", "is not UTF-8")):
         with pytest.raises(ValueError, match=message):
             Lexicon.from_file(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        Lexicon.from_file(tmp_path / "absent")
     with pytest.raises(ValueError, match="a token that ends a text"):
         compile_constraint(Pattern("a"), TOKENIZER, SIZE, (), END)
 

@@ -51,9 +51,13 @@ def test_an_interrupted_training_says_how_to_go_on(capsys, tmp_path, monkeypatch
     monkeypatch.setattr(trocr_jax.training, "fit", interrupted)
     arguments = ["finetune", "--train", str(SAMPLES), "--val", str(SAMPLES), "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 130
-    assert capsys.readouterr().err == (
-        "trocr-jax: interrupted; the same command with --resume goes on from the last checkpoint, if there is one\n"
-    )
+    anew = "trocr-jax: interrupted before the first checkpoint; the same command starts anew\n"
+    assert capsys.readouterr().err == anew
+    for name in ("8", "16", "24.orbax-checkpoint-tmp"):
+        (tmp_path / "out" / "training" / "checkpoints" / name).mkdir(parents=True)
+    assert cli.main(arguments) == 130
+    on = "trocr-jax: interrupted; the same command with --resume goes on from step 16\n"
+    assert capsys.readouterr().err == on
 
 
 def test_processes_are_named_by_address_and_number():

@@ -62,6 +62,11 @@ def test_what_cannot_be_is_refused():
         make_schedule("step", 1.0)
     with pytest.raises(ValueError, match="max_steps is None"):
         make_schedule("cosine", 1.0)
+    for peak in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"learning rate is {peak}; it must be above 0 and finite"):
+            make_schedule("constant", peak)
+    with pytest.raises(ValueError, match="warmup_steps is -1"):
+        make_schedule("constant", 1.0, warmup_steps=-1)
     with pytest.raises(ValueError, match="no regular expression"):
         make_optimizer(1.0, not_decayed="(")
     with pytest.raises(ValueError, match="max_grad_norm is -1"):

@@ -89,7 +89,7 @@ def test_the_command_goes_on_where_it_was_interrupted(ocr, cache_home, tmp_path,
         patched.setattr(loop._Loop, "_between_steps", interrupted)
         assert cli.main([*command, f"--output={resumed}"]) == 130
     assert last_checkpoint(resumed) == 2
-    capsys.readouterr()
+    assert "goes on from step 2\n" in capsys.readouterr().err
     assert cli.main([*command, f"--output={resumed}", "--resume"]) == 0
     assert "of 6 steps" in capsys.readouterr().out
     assert '"max_grad_norm": 0.0' in (resumed / "training" / "settings.json").read_text()

@@ -187,13 +187,23 @@ def _finetune(options: argparse.Namespace) -> int:
         try:
             result = _fit(options, train, validation)
         except KeyboardInterrupt:
-            _tell("interrupted; the same command with --resume goes on from the last checkpoint, if there is one")
+            _tell(_interrupted(pathlib.Path(options.output)))
             raise
     if _is_first():
         print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
     if options.distributed is not None:
         _leave_together()
     return 0
+
+
+def _interrupted(output: pathlib.Path) -> str:
+    """What becomes of a training that is ended there now."""
+    from trocr_jax.training.plan import CHECKPOINTS, FOLDER
+
+    steps = [int(step.name) for step in (output / FOLDER / CHECKPOINTS).glob("*") if step.name.isdigit()]
+    if not steps:
+        return "interrupted before the first checkpoint; the same command starts anew"
+    return f"interrupted; the same command with --resume goes on from step {max(steps)}"
 
 
 def _is_first() -> bool:

@@ -85,6 +85,8 @@ class Lexicon(Constraint):
         try:
             # Only \n ends a line: a text may hold one of the rarer separators of str.splitlines.
             lines = pathlib.Path(path).read_text(encoding="utf-8-sig").split("\n")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} does not exist") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
         texts = [line.rstrip("\r") for line in lines if line.rstrip("\r")]

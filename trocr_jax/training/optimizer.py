@@ -5,6 +5,7 @@ Parameters come as {path: array}, paths as "decoder/layers_0/mlp/fc1/kernel"; pa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -28,10 +29,10 @@ def make_schedule(kind: ScheduleKind, peak: float, *, warmup_steps: int = 0, max
     """
     if kind not in get_args(ScheduleKind):
         raise ValueError(f"schedule is {kind!r}; choose one of {list(get_args(ScheduleKind))}")
-    if not peak > 0 or warmup_steps < 0:
-        raise ValueError(
-            f"learning rate {peak} and warmup_steps {warmup_steps}: the first must be above 0, both finite"
-        )
+    if not 0 < peak < math.inf:
+        raise ValueError(f"the learning rate is {peak}; it must be above 0 and finite")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps is {warmup_steps}; it must be 0 or more")
     if kind in ("cosine", "linear") and (max_steps is None or max_steps <= warmup_steps):
         raise ValueError(
             f"a {kind} schedule ends: max_steps is {max_steps}, pass more than warmup_steps={warmup_steps}"

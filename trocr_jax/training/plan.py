@@ -72,7 +72,7 @@ class Plan:
         `vocabulary` are `fit`'s options tokenizer and add_characters.
         """
         if not any(example.text for example in validation):
-            raise ValueError("the validation lines hold no text: pass some that are not among the training lines")
+            raise ValueError("the validation lines hold no text: each wants the text that stands in its image")
         ocr, report = change_vocabulary(ocr, train, validation, **vocabulary, seed=settings.seed)
         if report.is_changed:
             _check_rows_are_trained(settings, flatten_dict(dict(ocr.params), sep="/"))
