@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Most programs here run a few times: what LLVM's optimisations cost, half of all compilation, they do not save. XLA's
+# Most programs here run a few times: what LLVM's optimisations cost, two fifths of compiling, they do not save. XLA's
 # own passes stay as they are. For the very programs that users run there is the fixture `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
