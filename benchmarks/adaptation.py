@@ -25,6 +25,7 @@ from benchmarks import machine
 from benchmarks.lines import FOLDER
 from benchmarks.plots import save, write_text
 from trocr_jax import TrOCR
+from trocr_jax.allocator import keep_freed_memory
 from trocr_jax.config import read_json
 from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.augmentation import da2
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for models, table and plot")
     options = parser.parse_args()
+    keep_freed_memory()
     kept, asked = options.output / "results.json", {name: getattr(options, name) for name in ASKED}
     rows = kept_rows(kept, asked)
     splits = {name: open_dataset(f"{options.data}/{name}") for name in ("train", "val", "test")}

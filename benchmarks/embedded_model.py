@@ -28,6 +28,7 @@ from rapidfuzz.distance import Levenshtein
 
 from benchmarks.embedded_words import with_cut_words, with_receipts
 from trocr_jax import TrOCR
+from trocr_jax.allocator import keep_freed_memory
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.datasets import open_dataset
 from trocr_jax.datasets.example import Example
@@ -266,6 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
+    keep_freed_memory()
     model = options.start or model_to_start_from(options.output / "start")
     for stage, steps in zip(STAGES, options.steps, strict=True):
         model = train(model, dataclasses.replace(stage, steps=steps), options)

@@ -228,11 +228,13 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     # Imported only now, so that --help and mistakes in the paths answer at once.
     import jax
 
+    from trocr_jax.allocator import keep_freed_memory
     from trocr_jax.compilation_cache import enable_compilation_cache
     from trocr_jax.recognizer import TrOCR
     from trocr_jax.sharding import make_mesh
     from trocr_jax.training import fit, with_image_size
 
+    keep_freed_memory()
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
     mesh = None if options.distributed is None else make_mesh(jax.devices())

@@ -122,21 +122,25 @@ def _product_backward(
 ) -> tuple[Array, Array]:
     x, y, x_dtype, y_dtype = factors
     of_x, of_y, of_result = re.split(",|->", equation)
-
-    def of_gradient(equation: str, factor: Array) -> Array:
-        # XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows.
-        return lax.platform_dependent(
-            gradient.astype(policy.operand),
-            factor,
-            cpu=lambda x, y: jnp.einsum(
-                equation, x.astype(policy.result), y.astype(policy.result), precision="highest"
-            ),
-            default=lambda x, y: product(equation, x, y, policy),
-        )
-
+    gradient = gradient.astype(policy.operand)
+    # With a kernel it is a product like the one that gave the result.
+    times = product if len(of_y) == 2 else _widened_product
     return (
-        of_gradient(f"{of_result},{of_y}->{of_x}", y).astype(x_dtype.dtype),
-        of_gradient(f"{of_result},{of_x}->{of_y}", x).astype(y_dtype.dtype),
+        times(f"{of_result},{of_y}->{of_x}", gradient, y, policy).astype(x_dtype.dtype),
+        _widened_product(f"{of_result},{of_x}->{of_y}", gradient, x, policy).astype(y_dtype.dtype),
+    )
+
+
+def _widened_product(equation: str, x: Array, y: Array, policy: Policy) -> Array:
+    """`product`, on CPU of rounded factors in the result dtype.
+
+    XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows, and others are no faster.
+    """
+    return lax.platform_dependent(
+        x,
+        y,
+        cpu=lambda x, y: jnp.einsum(equation, x.astype(policy.result), y.astype(policy.result), precision="highest"),
+        default=lambda x, y: product(equation, x, y, policy),
     )
 
 

@@ -1,0 +1,66 @@
+"""What the allocator keeps, counted in pages that the system had to clear, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from trocr_jax import allocator, cli
+
+# A program with 128 MB of working memory, three times, behind a first run.
+PROGRAM = """
+import resource
+from trocr_jax.allocator import keep_freed_memory
+asked = keep_freed_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def run(a, b):
+    return jnp.sum(jax.lax.fori_loop(0, 2, lambda i, y: y.T * 1.5, jnp.outer(a, b)))
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+x = jnp.ones(4096), jnp.ones(4096)
+run(*x).block_until_ready()
+before = faults()
+for _ in range(3):
+    run(*x).block_until_ready()
+print(asked, (faults() - before) // 3)
+"""
+
+
+def measured(**environment):
+    """(whether it was asked of the allocator, page faults of a run)."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=kept | environment, capture_output=True, text=True, check=True
+    )
+    asked, faults = done.stdout.split()
+    return asked == "True", int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has these settings")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
+    asked, faults = measured()
+    assert asked
+    assert faults < 2000
+    for environment in ({"TROCR_JAX_MALLOPT": "0"}, {"MALLOC_TOP_PAD_": "131072"}):
+        asked, faults = measured(**environment)
+        assert not asked
+        assert faults > 20000  # 128 MB in pages of 4 KiB are 32,768
+
+
+def test_fine_tuning_asks_for_it_before_anything_else(monkeypatch, capsys):
+    def asked():
+        raise ValueError("asked")
+
+    monkeypatch.setattr(allocator, "keep_freed_memory", asked)
+    lines = "notebooks/samples"
+    command = ["finetune", "--model", "/nowhere", "--train", lines, "--val", lines, "--output", "/nowhere"]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.strip().endswith("asked")
