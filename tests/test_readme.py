@@ -27,7 +27,8 @@ def test_bring_your_own_checkpoint(downloads, capsys):
     told = [command for block in section if block.language == "bash" for command in commands(block.code)]
     assert len(told) == 5
     out = [run_command(command) for command in told]
-    assert capsys.readouterr().err == ""
+    # A model with random weights may not find an end.
+    assert [line for line in capsys.readouterr().err.splitlines() if "cut off at the length limit" not in line] == []
     assert "architecture of" in out[0]
     assert "small-printed" in out[1]
     assert out[-1].endswith("equal\n")

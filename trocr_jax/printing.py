@@ -52,10 +52,10 @@ def report(
     write: Callable[[Recognition], None],
     save: Callable[[Recognition], None] | None,
 ) -> int:
-    """Writes every result as it comes; the exit status is 1 if there was an error among them."""
+    """Writes every result as it comes, and how many were cut off; the exit status is 1 if there was an error."""
     from tqdm import tqdm
 
-    status = 0
+    status = num_cut = 0
     # A bar only where somebody watches, and not for one image.
     progress = tqdm(total=count, unit="line", file=sys.stderr, disable=count == 1 or not sys.stderr.isatty())
     with progress:
@@ -63,6 +63,7 @@ def report(
             if result.error is not None:
                 status = 1
                 tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
+            num_cut += result.finish_reason == "length"
             write(result)
             try:
                 if save is not None:
@@ -71,4 +72,6 @@ def report(
                 status = 1
                 tqdm.write(f"trocr-jax: {result.source} cannot be drawn: {error}", file=sys.stderr)
             progress.update()
+    if num_cut:
+        print(f"trocr-jax: texts cut off at the length limit (--max-new-tokens): {num_cut}", file=sys.stderr)
     return status

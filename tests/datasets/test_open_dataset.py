@@ -132,6 +132,9 @@ def test_where_no_format_fits_each_says_why(tmp_path):
         open_dataset(tmp_path)
     with pytest.raises(ValueError, match="it is empty"):
         open_dataset(tmp_path / "empty.tsv")
+    write(tmp_path, {"spaces/labels.tsv": "a.png a text\n"})
+    with pytest.raises(ValueError, match=r"known format \(its list is .*/spaces/labels\.tsv\)"):
+        open_dataset(tmp_path / "spaces")
     write(tmp_path, {"train/metadata.csv": "path,text\na.png,x\n"})
     with pytest.raises(ValueError, match=r"has labels\.tsv and metadata\.csv; name the one to open"):
         open_dataset(tmp_path / "train")

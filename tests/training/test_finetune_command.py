@@ -11,6 +11,7 @@ import pytest
 import trocr_jax.training
 from tests.conftest import SAMPLES
 from trocr_jax import cli
+from trocr_jax.commands import finetune
 from trocr_jax.commands.finetune import NAMES, process_of, to_lines
 from trocr_jax.training import FitResult, TrainingSettings
 
@@ -52,12 +53,12 @@ def test_an_interrupted_training_says_how_to_go_on(capsys, tmp_path, monkeypatch
     arguments = ["finetune", "--train", str(SAMPLES), "--val", str(SAMPLES), "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 130
     anew = "trocr-jax: interrupted before the first checkpoint; the same command starts anew\n"
-    assert capsys.readouterr().err == anew
+    assert capsys.readouterr().err.endswith(anew)
     for name in ("8", "16", "24.orbax-checkpoint-tmp"):
         (tmp_path / "out" / "training" / "checkpoints" / name).mkdir(parents=True)
     assert cli.main(arguments) == 130
     on = "trocr-jax: interrupted; the same command with --resume goes on from step 16\n"
-    assert capsys.readouterr().err == on
+    assert capsys.readouterr().err.endswith(on)
 
 
 def test_processes_are_named_by_address_and_number():
@@ -77,3 +78,16 @@ def test_what_it_came_to(best_step, skipped, count, tmp_path):
     lines = to_lines(FitResult(None, 0.5, 0.125, best_step, 100, skipped), 7, tmp_path)
     assert lines[0].startswith(f"CER of 7 validation lines: 50.00 % before, 12.50 % after {best_step} of 100 steps")
     assert len(lines) == count
+
+
+def test_a_training_that_patience_ended_says_so(tmp_path):
+    lines = to_lines(FitResult(None, 0.5, 0.125, 40, 100, 0, is_early=True), 7, tmp_path)
+    assert "--patience" in lines[1]
+
+
+def test_validation_lines_that_are_trained_on_are_told(monkeypatch, capsys):
+    monkeypatch.setattr(finetune, "_fit", lambda *_: FitResult(None, 0.5, 0.125, 40, 100, 0))
+    samples = "notebooks/samples"
+    command = ["finetune", "--train", samples, "--output", "mine", "--val"]
+    assert cli.main([*command, samples]) == 0
+    assert "9 of the 9 validation lines are training lines as well" in capsys.readouterr().err

@@ -182,6 +182,7 @@ def _finetune(options: argparse.Namespace) -> int:
         [line for path in paths for line in open_dataset(path, format=options.data_format)]
         for paths in (options.train, options.val)
     )
+    _tell_of_lines_in_both(train, validation)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -194,6 +195,16 @@ def _finetune(options: argparse.Namespace) -> int:
     if options.distributed is not None:
         _leave_together()
     return 0
+
+
+def _tell_of_lines_in_both(train: Sequence[Example], validation: Sequence[Example]) -> None:
+    names = {line.name for line in train}
+    count = sum(line.name in names for line in validation)
+    if count:
+        _tell(
+            f"{count} of the {len(validation)} validation lines are training lines as well: the CER will say little of "
+            "lines that are new (trocr-jax data check TRAIN VAL also finds copies)"
+        )
 
 
 def _interrupted(output: pathlib.Path) -> str:
@@ -283,6 +294,8 @@ def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[st
         f"CER of {num_lines} validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
         f"after {result.best_step} of {result.num_steps} steps, whose weights are in {output}"
     ]
+    if result.is_early:
+        told.append("it ended early, since evaluations found no lower CER as many times in a row as --patience says")
     if result.best_step == 0 and result.first_cer == 0:
         told.append("the model that was started from reads all of them already: longer or harder lines would tell more")
     elif result.best_step == 0:

@@ -120,7 +120,7 @@ def _detect(files: Files, name: str) -> tuple[Format, str]:
         for kind, reason in reasons.items():
             grouped.setdefault(reason, []).append(kind)
         tried = (f"{', '.join(kinds)}: {reason}" for reason, kinds in grouped.items())
-        raise ValueError("\n  ".join([_complaint(files, name), *tried]))
+        raise ValueError("\n  ".join([_complaint(files, name, index), *tried]))
     chosen = FORMATS[fitting[0]]
     return chosen, index if chosen.is_list and index is not None else name
 
@@ -135,9 +135,10 @@ def _find_index(files: Files, name: str) -> str | None:
     return files.join(name, found[0]) if found else None
 
 
-def _complaint(files: Files, name: str) -> str:
+def _complaint(files: Files, name: str, index: str | None) -> str:
     where = files.where(name)
+    told = "" if index in (None, name) else f" (its list is {files.where(str(index))})"
     parts = [part for part in files.children(name) if _find_index(files, files.join(name, part)) is not None]
     parts = [part for part in parts if files.is_folder(files.join(name, part)) or part.endswith(".txt")]
     hint = f"; it has {', '.join(parts[:10])}, each of which may be one, as {where}/{parts[0]}" if parts else ""
-    return f"{where} is no dataset of a known format{hint}. Tried were"
+    return f"{where} is no dataset of a known format{told}{hint}. Tried were"

@@ -40,7 +40,8 @@ class FitResult:
     """What a training gave: the recogniser with the best weights, and CERs of the validation lines.
 
     `first_cer` is the CER before training; the best weights were those behind step `best_step`, 0 if none was better.
-    Of `num_steps` steps, `num_skipped` changed nothing: they were not finite, or without a label.
+    Of `num_steps` steps, `num_skipped` changed nothing: they were not finite, or without a label. `is_early` tells that
+    patience ended it.
     """
 
     ocr: TrOCR
@@ -49,13 +50,15 @@ class FitResult:
     best_step: int
     num_steps: int
     num_skipped: int
+    is_early: bool = False
 
     @classmethod
-    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int) -> FitResult:
+    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int, *, is_early: bool) -> FitResult:
         """The result of a training that ended there."""
         assert progress.first_cer is not None
         assert progress.best_cer is not None
-        return cls(ocr, progress.first_cer, progress.best_cer, progress.best_step, progress.step, num_skipped)
+        cers = progress.first_cer, progress.best_cer
+        return cls(ocr, *cers, progress.best_step, progress.step, num_skipped, is_early)
 
 
 def fit(
@@ -118,7 +121,8 @@ def fit(
         draw_curves(history.rows, plan.folder / CURVES_NAME)
     plan.team.meet("trained")
     best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
-    return FitResult.of(best, progress, int(state.num_skipped))
+    is_early = progress.step < (plan.settings.max_steps or 0)
+    return FitResult.of(best, progress, int(state.num_skipped), is_early=is_early)
 
 
 class _Loop:
