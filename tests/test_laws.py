@@ -11,7 +11,8 @@ LIBRARY = pathlib.Path(__file__).parents[1] / "trocr_jax"
 # Each part may import from itself and from parts above it in this list.
 LEVELS = (
     {"version", "replacing", "findings"},
-    {"config", "generation_config", "registry", "compilation_cache", "allocator", "calibration", "sharding", "sources", "engine"},
+    {"config", "generation_config", "registry", "calibration", "sharding", "sources", "engine"},
+    {"allocator", "compilation_cache"},
     {"modeling", "processing", "checkpoints", "decoding"},
     {"model_outputs", "drawing", "memory"},
     {"models", "results", "constraints"},
