@@ -149,7 +149,7 @@ def measure(sides: Mapping[str, Process], steps: int, rounds: int) -> dict[str, 
     """Seconds a step of each side in each round, in turn, behind one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
-        side.seconds(1)
+        side.seconds(steps)
     for _ in range(rounds):
         for name, side in sides.items():
             seconds[name].append(side.seconds(steps))
@@ -159,9 +159,11 @@ def measure(sides: Mapping[str, Process], steps: int, rounds: int) -> dict[str, 
 def report(work: Work, steps: int, rounds: int) -> None:
     """Prints a line for each side, their ratio, and our step's memory."""
     sides = {"trocr_jax": Process(jax_side, work), "transformers": Process(torch_side, work)}
-    seconds = measure(sides, steps, rounds)
-    for side in sides.values():
-        side.close()
+    try:
+        seconds = measure(sides, steps, rounds)
+    finally:
+        for side in sides.values():
+            side.close()
     for name, values in seconds.items():
         low, middle, high = (work.batch / t for t in (max(values), statistics.median(values), min(values)))
         print(f"{work.dtype} {name}: median {middle:.2f} images/s, range {low:.2f} to {high:.2f}, {rounds} rounds")

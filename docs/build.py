@@ -41,6 +41,7 @@ MODULES = (
     "trocr_jax.training",
     "trocr_jax.checkpoints.conversion",
     "trocr_jax.checkpoints.inspection",
+    "trocr_jax.allocator",
     "trocr_jax.calibration",
     "trocr_jax.compilation_cache",
     "trocr_jax.registry",

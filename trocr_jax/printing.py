@@ -63,7 +63,7 @@ def report(
             if result.error is not None:
                 status = 1
                 tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
-            num_cut += result.finish_reason == "length"
+            num_cut += result.is_truncated
             write(result)
             try:
                 if save is not None:

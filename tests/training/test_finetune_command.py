@@ -87,7 +87,6 @@ def test_a_training_that_patience_ended_says_so(tmp_path):
 
 def test_validation_lines_that_are_trained_on_are_told(monkeypatch, capsys):
     monkeypatch.setattr(finetune, "_fit", lambda *_: FitResult(None, 0.5, 0.125, 40, 100, 0))
-    samples = "notebooks/samples"
-    command = ["finetune", "--train", samples, "--output", "mine", "--val"]
-    assert cli.main([*command, samples]) == 0
+    command = ["finetune", "--train", str(SAMPLES), "--val", str(SAMPLES), "--output", "mine"]
+    assert cli.main(command) == 0
     assert "9 of the 9 validation lines are training lines as well" in capsys.readouterr().err

@@ -62,6 +62,7 @@ def test_it_ends_when_nothing_gets_better_and_keeps_the_best(ocr, tmp_path, monk
     output = tmp_path / "out"
     result, validation = train(ocr, output, monkeypatch, rates, **settings)
     assert (result.first_cer, result.best_cer, result.best_step, result.num_steps) == (0.9, 0.4, 2, 4)
+    assert result.is_early
     kept = TrOCR.from_pretrained(output).params
     assert [equal(kept, weights) for weights in validation.weights] == [False, False, True, False, False]
     assert {options["num_beams"] for options in validation.options} == {3}
@@ -69,12 +70,13 @@ def test_it_ends_when_nothing_gets_better_and_keeps_the_best(ocr, tmp_path, monk
     assert checkpoints == {"3", "4"}
     # Resumed, it is still over.
     again, nothing = train(ocr, output, monkeypatch, [], resume=True, **settings)
-    assert (again.best_step, again.num_steps, nothing.weights) == (2, 4, [])
+    assert (again.best_step, again.num_steps, again.is_early, nothing.weights) == (2, 4, True, [])
 
 
 def test_the_moving_average_is_what_is_read_with_and_kept(ocr, tmp_path, monkeypatch):
     _, plain = train(ocr, tmp_path / "plain", monkeypatch, [0.9, 0.5], max_steps=1)
     result, averaged = train(ocr, tmp_path / "averaged", monkeypatch, [0.9, 0.5], max_steps=1, ema_decay=0.9)
+    assert not result.is_early
     before, behind = plain.weights
     assert not equal(before, behind)
     # Its first decay is a tenth.

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trocr_jax.allocator import keep_freed_memory
 from trocr_jax.commands.read import positive
 from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
 
@@ -178,11 +179,13 @@ def _add_course(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     train, validation = (
         [line for path in paths for line in open_dataset(path, format=options.data_format)]
         for paths in (options.train, options.val)
     )
-    _tell_of_lines_in_both(train, validation)
+    if options.distributed is None or options.distributed.get("process_id", 0) == 0:
+        _tell_of_lines_in_both(train, validation)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -239,13 +242,11 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     # Imported only now, so that --help and mistakes in the paths answer at once.
     import jax
 
-    from trocr_jax.allocator import keep_freed_memory
     from trocr_jax.compilation_cache import enable_compilation_cache
     from trocr_jax.recognizer import TrOCR
     from trocr_jax.sharding import make_mesh
     from trocr_jax.training import fit, with_image_size
 
-    keep_freed_memory()
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
     mesh = None if options.distributed is None else make_mesh(jax.devices())

@@ -123,7 +123,7 @@ def _product_backward(
     x, y, x_dtype, y_dtype = factors
     of_x, of_y, of_result = re.split(",|->", equation)
     gradient = gradient.astype(policy.operand)
-    # With a kernel it is a product like the one that gave the result.
+    # With a kernel of two axes it is a product like the one that gave the result.
     times = product if len(of_y) == 2 else _widened_product
     return (
         times(f"{of_result},{of_y}->{of_x}", gradient, y, policy).astype(x_dtype.dtype),
@@ -134,7 +134,8 @@ def _product_backward(
 def _widened_product(equation: str, x: Array, y: Array, policy: Policy) -> Array:
     """`product`, on CPU of rounded factors in the result dtype.
 
-    XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows, and others are no faster.
+    XLA's CPU backend of jax 0.10 fails on some bfloat16 products that contract the rows, and those that are a kernel's
+    gradient are no faster.
     """
     return lax.platform_dependent(
         x,
