@@ -1,4 +1,4 @@
-"""The benchmarks that no other test runs: what they import, their options and their tables, and four of them whole."""
+"""The benchmarks that no other test runs: what they import, their options and their tables, and five of them whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # The two for TPU run only where there is libtpu; see test_compile_ahead.py.
 PROGRAMS = (
     "boxes", "calibration", "cold_start", "compile_ahead", "compile_ahead_training", "compile_time", "constraints",
-    "convert", "end_to_end", "engine", "memory", "scaling", "train",
+    "convert", "end_to_end", "engine", "memory", "opening", "scaling", "train",
 )  # fmt: skip
 OPTION = re.compile(r"--[a-z][a-z-]*")
 # Also of those inside functions, and inside the code of other processes.
@@ -33,6 +33,7 @@ WHOLE = {
     "benchmarks/cold_start.py --runs 1": "transformers over trocr_jax, cache empty: ",
     "benchmarks/engine.py --lines 6 --batch-size 2 --runs 1 --scale 1": "| seven, and of like width, the default | ",
     "-m benchmarks.calibration --lines 60 --plot {folder}/reliability.png": "| words, after | ",
+    "-m benchmarks.opening --cores 1 --augment da2 --steps 1": "| da2 | 1 | ",
     "-m benchmarks.train --batch 1 --tokens 4 --steps 1 --rounds 1": "float32 trocr_jax over transformers: ",
 }
 
