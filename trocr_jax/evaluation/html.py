@@ -67,8 +67,7 @@ def to_html(report: Report, *, worst: int = 50) -> str:
         _rates(report),
         "<h2>By length of the text, in characters</h2>",
         _by_length(report),
-        "<h2>What is mistaken for what</h2>",
-        _confusions(report),
+        *(("<h2>What is mistaken for what</h2>", _confusions(report)) if lines else ()),
         *_unreadable(report),
         f"<h2>The {len(lines)} worst lines</h2>" if lines else "<h2>No line has an error</h2>",
         LEGEND if lines else "",
@@ -118,7 +117,7 @@ def _unreadable(report: Report) -> list[str]:
     if not report.unreadable:
         return []
     errors = "\n".join(f"<li>{html.escape(error)}" for _, error in report.unreadable)
-    return [f"<h2>{len(report.unreadable)} images could not be read, and count nowhere</h2>", f"<ul>{errors}</ul>"]
+    return [f"<h2>Images that could not be read and count nowhere: {len(report.unreadable)}</h2>", f"<ul>{errors}</ul>"]
 
 
 def _line(line: Compared, normalization: Normalization) -> str:

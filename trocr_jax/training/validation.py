@@ -38,6 +38,6 @@ def _edits(ocr: TrOCR, examples: Sequence[Example], num_beams: int) -> np.ndarra
     """(edits, characters) of all examples that can be read."""
     lines, unreadable = read_examples(ocr, examples, num_beams=num_beams)
     if unreadable:
-        told = f"validation without {len(unreadable)} lines, the first of which: {unreadable[0][1]}"
+        told = f"validation without {len(unreadable)} of {len(examples)} lines, the first of which: {unreadable[0][1]}"
         warnings.warn(told, stacklevel=3)
     return character_edits([line.text for _, line in lines], [example.text for example, _ in lines]).sum(axis=0)
