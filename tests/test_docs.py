@@ -130,22 +130,8 @@ def spans(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_prose_names_is_there(page):
-    of_benchmarks = {
-        "--texts",
-        "--steps",
-        "--start",
-        "--counts",
-        "--fewest",
-        "--most",
-        "--no-processes",
-        "--dtypes",
-        "--topology",
-        "--peers",
-        "--suite",
-        "--runs",
-        "--models",
-        "--policies",
-    }
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py"))
+    of_benchmarks = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', sources)
     known = {*all_options(cli._parser()), *of_benchmarks}
     for span in spans(page):
         is_ours = span.startswith(("trocr-jax", "--", "python -m benchmarks"))
