@@ -30,6 +30,7 @@ from trocr_jax.training import Batches
 BATCH = 16
 LINES = 256
 SIZE = (384, 384)
+TIMEOUT = 600  # seconds, behind which a process that has failed is no longer waited for
 AUGMENTATIONS = {"none": None, "da2": da2, "randaugment": rand_augment}
 
 
@@ -51,7 +52,7 @@ def open_lines(work: Work, processes: int, number: int, all_ready: Any, found: A
     batches = Batches(lines, labels, processor, BATCH, seed=number, augment=AUGMENTATIONS[work.augment])
     for _ in batches.stream(0, 2):
         pass
-    all_ready.wait()
+    all_ready.wait(TIMEOUT)
     start = time.time()
     for _ in batches.stream(2, 2 + work.steps // processes):
         pass
@@ -68,7 +69,7 @@ def rate(work: Work, processes: int) -> float:
     ]
     for process in started:
         process.start()
-    starts, ends = zip(*(found.get() for _ in started), strict=True)
+    starts, ends = zip(*(found.get(timeout=TIMEOUT) for _ in started), strict=True)
     for process in started:
         process.join()
     return work.steps // processes * processes * BATCH / (max(ends) - min(starts))

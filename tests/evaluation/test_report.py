@@ -153,7 +153,10 @@ def test_the_page_escapes_all_text_and_holds_all_pictures(report, tmp_path):
     assert not re.search(r"<script|https?://|\bsrc=\"(?!data:)", page)
     shown = re.findall(r"<b>text</b>(.*?)</div>", page)
     assert [html.unescape(re.sub("</?del>", "", line)) for line in shown] == [LINES[i][0] for i in (4, 2, 1)]
+    assert "Images that could not be read and count nowhere: 1" in page
+    assert "What is mistaken for what" in page
     assert "The 1 worst lines" in to_html(report, worst=1)
+    assert "What is mistaken for what" not in to_html(evaluate(Reader(), EXAMPLES[:1]))
 
 
 def test_half_a_surrogate_pair_is_written_too(tmp_path):

@@ -184,8 +184,6 @@ def _finetune(options: argparse.Namespace) -> int:
         [line for path in paths for line in open_dataset(path, format=options.data_format)]
         for paths in (options.train, options.val)
     )
-    if options.distributed is None or options.distributed.get("process_id", 0) == 0:
-        _tell_of_lines_in_both(train, validation)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -249,6 +247,8 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
+    if _is_first():
+        _tell_of_lines_in_both(train, validation)
     mesh = None if options.distributed is None else make_mesh(jax.devices())
     enable_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk

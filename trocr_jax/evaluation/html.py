@@ -67,7 +67,7 @@ def to_html(report: Report, *, worst: int = 50) -> str:
         _rates(report),
         "<h2>By length of the text, in characters</h2>",
         _by_length(report),
-        *(("<h2>What is mistaken for what</h2>", _confusions(report)) if lines else ()),
+        *_confusions(report),
         *_unreadable(report),
         f"<h2>The {len(lines)} worst lines</h2>" if lines else "<h2>No line has an error</h2>",
         LEGEND if lines else "",
@@ -98,9 +98,11 @@ def _by_length(report: Report) -> str:
     return _table(["characters", "lines", NAMES["cer"], NAMES["wer"]], rows)
 
 
-def _confusions(report: Report) -> str:
+def _confusions(report: Report) -> list[str]:
+    if not report.confusions:
+        return []
     rows = ([_visible(stands), _visible(read), str(count)] for stands, read, count in report.confusions[:20])
-    return _table(["stands there", "was read", "times"], rows)
+    return ["<h2>What is mistaken for what</h2>", _table(["stands there", "was read", "times"], rows)]
 
 
 def _visible(character: str) -> str:
