@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from rapidfuzz.distance import Levenshtein
 
-from benchmarks.embedded_words import with_cut_words, with_receipts
+from benchmarks.embedded_typed import typed_lines
+from benchmarks.embedded_words import SHORT, short_words, with_cut_words, with_receipts, with_straight_quotes
 from trocr_jax import TrOCR
 from trocr_jax.allocator import keep_freed_memory
 from trocr_jax.checkpoints.conversion import convert
@@ -42,6 +43,7 @@ BATCH = 32
 LEAST_READ = 0.75  # of a label's letters, for its case to be known
 # Shares of all images that are scanned lines, mostly changed; the others are drawn.
 SHARES = {"uw3_en_print": 0.02, "ehri_en_typed": 0.113, "sroie_en_receipts": 0.146}
+TYPED_SHARE, SHORT_SHARE = 0.14, 0.04  # of all images, drawn as a typewriter leaves them, and of a few characters
 # Families of no training line: what is said of unseen fonts is measured on them.
 HELD_OUT = ("B612", "Caladea", "Cantarell", "CharisSIL", "ClearSans", "Vollkorn")
 FACES_OF_A_FAMILY = 4
@@ -198,10 +200,19 @@ def training_lines(ocr: TrOCR, data: pathlib.Path, drawn: SyntheticLines) -> lis
         order = np.random.default_rng(0).permutation(len(found))
         scans += [found[order[i % len(found)]] for i in range(number)]
         print(f"{name}: {len(found)} of {len(lines)} lines, {number / len(found):.1f} times", flush=True)
-    more = some_faces(dataclasses.replace(drawn, num_lines=drawn.num_lines - len(scans)), held_out=False)
+    typed, short = (round(share * drawn.num_lines) for share in (TYPED_SHARE, SHORT_SHARE))
+    more = dataclasses.replace(drawn, num_lines=drawn.num_lines - len(scans) - typed - short)
+    more = some_faces(more, held_out=False)
     families = {family(face.path) for face in more.faces}
     print(f"{len(more)} drawn lines, {len(more.faces)} faces of {len(families)} families", flush=True)
-    return [*scans, *fitting(ocr, more)]
+    few = short_words(drawn.words, np.random.default_rng(drawn.seed))
+    shorter = dataclasses.replace(more, words=few, most_characters=SHORT, num_lines=short, seed=drawn.seed + 3000)
+    return [
+        *scans,
+        *fitting(ocr, more),
+        *fitting(ocr, typed_lines(dataclasses.replace(drawn, num_lines=typed, seed=drawn.seed + 2000))),
+        *shorter,
+    ]
 
 
 def lines_to_draw(stage: Stage, options: argparse.Namespace) -> SyntheticLines:
@@ -213,9 +224,9 @@ def lines_to_draw(stage: Stage, options: argparse.Namespace) -> SyntheticLines:
         seed=stage.seed,
         most_characters=MOST_CHARACTERS,
     )
-    words = [word for word in drawn.words if "\ufffd" not in word]
+    random = np.random.default_rng(stage.seed)
+    words = with_straight_quotes([word for word in drawn.words if "\ufffd" not in word], random)
     if stage.has_receipts:
-        random = np.random.default_rng(stage.seed)
         words = with_cut_words(with_receipts(words, random), random)
     return dataclasses.replace(drawn, words=words)
 

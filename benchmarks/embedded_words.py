@@ -1,4 +1,4 @@
-"""Words for drawn lines that running text lacks: those of receipts and forms, and words cut off."""
+"""Words for drawn lines that running text lacks: of receipts and forms, cut off, short, and with straight quotes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 RECEIPT_WORDS, CUT_WORDS = 0.2, 0.06  # shares of the words to draw
+STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+SHORT = 4  # characters, of a line that is enlarged the more, the shorter it is
 
 
 def with_receipts(words: Sequence[str], random: np.random.Generator) -> list[str]:
@@ -46,3 +48,17 @@ def with_cut_words(words: Sequence[str], random: np.random.Generator) -> list[st
         length = int(random.integers(1, len(word) + 1))
         found[place] = word[:length] if random.random() < 0.5 else word[-length:]
     return found
+
+
+def with_straight_quotes(words: Sequence[str], random: np.random.Generator) -> list[str]:
+    """The words, half of those in books' quotation marks in typewriters' instead."""
+    is_straight = random.random(len(words)) < 0.5
+    return [word.translate(STRAIGHT) if flag else word for word, flag in zip(words, is_straight, strict=True)]
+
+
+def short_words(words: Sequence[str], random: np.random.Generator) -> list[str]:
+    """Those of at most SHORT characters, and as many numbers and signs: no letter whose case its size alone tells."""
+    short = [word for word in words if len(word) <= SHORT]
+    numbers = [str(random.integers(10 ** int(random.integers(1, SHORT)))) for _ in short[::2]]
+    signs = [str(sign) for sign in random.choice(list("ABDEFGHKLMNQRTY&#$%-.,:*()/"), len(short) // 4)]
+    return [*short, *numbers, *signs]

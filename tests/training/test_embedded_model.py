@@ -16,16 +16,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import embedded_model, model_card
+from benchmarks import embedded_model, embedded_typed, model_card
 from benchmarks.embedded_model import (
     SHARES,
+    SHORT_SHARE,
+    TYPED_SHARE,
     cased,
     changed,
     family,
     in_case_of,
     some_faces,
 )
-from benchmarks.embedded_words import CUT_WORDS, RECEIPT_WORDS, with_cut_words, with_receipts
+from benchmarks.embedded_typed import type_line, typed_lines
+from benchmarks.embedded_words import (
+    CUT_WORDS,
+    RECEIPT_WORDS,
+    SHORT,
+    short_words,
+    with_cut_words,
+    with_receipts,
+    with_straight_quotes,
+)
 from tests.conftest import SAMPLES
 from trocr_jax import TrOCR
 from trocr_jax.datasets import open_dataset
@@ -100,12 +111,57 @@ def test_a_part_of_the_words_are_as_on_receipts_and_a_part_are_cut():
     assert set(changed_words) == {"w", "wo", "wor", "ord", "rd", "d"}
 
 
-def test_scanned_lines_have_their_shares(ocr, data):
-    face = Face(str(FONTS / "DejaVuSans.ttf"), frozenset(ASCII | {" "}))
-    lines = embedded_model.training_lines(ocr, data, SyntheticLines(["a"], [face], 1000))
+def test_half_of_the_quotation_marks_are_straight():
+    words = with_straight_quotes(["“it’s”"] * 1000, np.random.default_rng(0))
+    assert set(words) == {"“it’s”", '"it\'s"'}
+    assert words.count("“it’s”") == pytest.approx(500, abs=60)
+
+
+def test_short_lines_have_short_words_numbers_and_signs():
+    words = short_words(["of", "whales"] * 400, np.random.default_rng(0))
+    assert max(map(len, words)) <= SHORT
+    assert words.count("of") == 400
+    assert sum(word.isdigit() for word in words) == 200
+    assert "&" in words
+
+
+def test_a_typed_line_depends_on_the_generator_alone_and_shows_its_text(ocr):
+    font = str(FONTS / "DejaVuSansMono.ttf")
+    images = [type_line("Yours sincerely,", font, np.random.default_rng(seed)) for seed in range(40)]
+    assert images[3].tobytes() == type_line("Yours sincerely,", font, np.random.default_rng(3)).tobytes()
+    assert len({image.tobytes() for image in images}) == 40
+    contrasts = [np.ptp(np.asarray(image.convert("L"), np.float32)) for image in images]
+    assert min(contrasts) > 60
+    texts = [result.text for result in ocr.stream(images)]
+    assert texts.count("Yours sincerely,") > 20
+
+
+def test_a_typed_line_of_one_sign_is_drawn():
+    for seed in range(40):
+        for text in (".", "I", "A."):
+            assert type_line(text, str(FONTS / "DejaVuSansMono.ttf"), np.random.default_rng(seed)).mode == "RGB"
+
+
+def test_typed_lines_without_a_typewriters_face_are_refused():
+    lines = SyntheticLines(["a"], [Face("Caladea.ttf", frozenset(ASCII))], 5)
+    with pytest.raises(ValueError, match=r"no face is a typewriter's: install fonts-gnutypewriter"):
+        typed_lines(lines)
+
+
+@pytest.fixture
+def dejavu_as_typewriter(monkeypatch):
+    monkeypatch.setattr(embedded_typed, "TYPEWRITERS", re.compile(r"DejaVuSansMono\.ttf"))
+
+
+@pytest.mark.usefixtures("dejavu_as_typewriter")
+def test_kinds_of_lines_have_their_shares(ocr, data):
+    faces = [Face(str(FONTS / name), frozenset(ASCII | {" "})) for name in ("DejaVuSans.ttf", "DejaVuSansMono.ttf")]
+    lines = embedded_model.training_lines(ocr, data, SyntheticLines(["a"], faces, 1000))
     assert len(lines) == 1000
-    scans = [line for line in lines if not line.name.startswith("synthetic")]
+    scans = [line for line in lines if not line.name.startswith(("synthetic", "typed"))]
     assert len(scans) == pytest.approx(1000 * sum(SHARES.values()), abs=2)
+    assert sum(line.name.startswith("typed") for line in lines) == 1000 * TYPED_SHARE
+    assert sum(len(line.text) <= SHORT for line in lines[-round(1000 * SHORT_SHARE) :]) == 1000 * SHORT_SHARE
     assert {line.name for line in scans} == {
         line.name for name in SHARES for line in open_dataset(f"{data}/{name}.zip/train")
     }
@@ -146,6 +202,7 @@ def test_the_second_training_alone_draws_receipts_words(data):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("dejavu_as_typewriter")
 def test_one_command_trains_it_and_another_reads_with_it(data, monkeypatch, capsys):
     monkeypatch.setattr(embedded_model, "HELD_OUT", ("DejaVuSerif",))
     monkeypatch.setattr(model_card, "NUM_DRAWN", 5)
