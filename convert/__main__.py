@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _verify(options: argparse.Namespace) -> int:
     try:
         from convert.verify import verify
+
+        report = verify(options.source, options.images, tokenizer=options.tokenizer)
     except ModuleNotFoundError as error:
         raise ImportError(f'{error}; verify compares with torch: pip install -e ".[convert]"') from error
-
-    report = verify(options.source, options.images, tokenizer=options.tokenizer)
     print(report)
     return 0 if report.is_equal else 1
 

@@ -71,7 +71,7 @@ def test_code_runs(page, folder, capsys):
         assert names["metrics"].is_updated
         arguments = ["finetune", "--train", "notebooks/samples", "--val", "notebooks/samples", "--output", "mine"]
         assert cli.main(arguments) == 2
-        assert "mine holds a training: resume it" in capsys.readouterr().err
+        assert "mine holds a training: go on with it" in capsys.readouterr().err
     if page.stem == "evaluation":
         assert (folder / "worst.html").is_file()
         assert (folder / "report.json").is_file()

@@ -595,3 +595,9 @@ def test_commands(tmp_path, capsys):
     assert script(["verify", str(tmp_path / "again"), str(SAMPLES / "price.png")]) == 0
     assert "text: 'RM3.01'" in capsys.readouterr().out
     assert script(["verify", str(tmp_path / "nowhere")]) == 2
+
+
+def test_verify_without_transformers_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert convert.__main__.main(["verify", str(EMBEDDED)]) == 2
+    assert 'verify compares with torch: pip install -e ".[convert]"' in capsys.readouterr().err

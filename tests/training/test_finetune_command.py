@@ -79,13 +79,13 @@ def test_every_setting_is_an_option():
 
 @pytest.mark.parametrize(("best_step", "skipped", "count"), [(40, 0, 1), (0, 0, 2), (40, 3, 2)])
 def test_what_it_came_to(best_step, skipped, count, tmp_path):
-    lines = to_lines(FitResult(None, 0.5, 0.125, best_step, 100, skipped), 7, tmp_path)
-    assert lines[0].startswith(f"CER of 7 validation lines: 50.00 % before, 12.50 % after {best_step} of 100 steps")
+    lines = to_lines(FitResult(None, 0.5, 0.125, best_step, 100, skipped), tmp_path)
+    assert lines[0].startswith(f"CER of the validation lines: 50.00 % before, 12.50 % after {best_step} of 100 steps")
     assert len(lines) == count
 
 
 def test_a_training_that_patience_ended_says_so(tmp_path):
-    lines = to_lines(FitResult(None, 0.5, 0.125, 40, 100, 0, is_early=True), 7, tmp_path)
+    lines = to_lines(FitResult(None, 0.5, 0.125, 40, 100, 0, is_early=True), tmp_path)
     assert "--patience" in lines[1]
 
 

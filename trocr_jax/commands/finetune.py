@@ -192,7 +192,7 @@ def _finetune(options: argparse.Namespace) -> int:
             _tell(_interrupted(pathlib.Path(options.output)))
             raise
     if _is_first():
-        print("\n".join(to_lines(result, len(validation), pathlib.Path(options.output))))
+        print("\n".join(to_lines(result, pathlib.Path(options.output))))
     if options.distributed is not None:
         _leave_together()
     return 0
@@ -289,10 +289,10 @@ def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:
     return None if name == "none" else functools.partial(kinds[name], size=size)
 
 
-def to_lines(result: FitResult, num_lines: int, output: pathlib.Path) -> list[str]:
+def to_lines(result: FitResult, output: pathlib.Path) -> list[str]:
     """What a training came to, in a few lines."""
     told = [
-        f"CER of {num_lines} validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
+        f"CER of the validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
         f"after {result.best_step} of {result.num_steps} steps, whose weights are in {output}"
     ]
     if result.is_early:

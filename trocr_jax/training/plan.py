@@ -145,7 +145,9 @@ class Plan:
             write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
         if not resume:
-            raise FileExistsError(f"{self.output} holds a training: resume it (--resume), or name another folder")
+            raise FileExistsError(
+                f"{self.output} holds a training: go on with it (resume=True, --resume), or name another folder"
+            )
         before = read_json(path)
         differing = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
         if differing:
