@@ -57,7 +57,7 @@ def with_straight_quotes(words: Sequence[str], random: np.random.Generator) -> l
 
 
 def short_words(words: Sequence[str], random: np.random.Generator) -> list[str]:
-    """Those of at most SHORT characters, and as many numbers and signs: no letter whose case its size alone tells."""
+    """Those of at most SHORT characters, half as many numbers, and a quarter as many signs and single capitals."""
     short = [word for word in words if len(word) <= SHORT]
     numbers = [str(random.integers(10 ** int(random.integers(1, SHORT)))) for _ in short[::2]]
     signs = [str(sign) for sign in random.choice(list("ABDEFGHKLMNQRTY&#$%-.,:*()/"), len(short) // 4)]

@@ -297,6 +297,28 @@ def test_results_are_printed_while_paths_still_arrive(monkeypatch, capsys):
     assert seen == ["", "a.png: gnp.a\n"]
 
 
+def test_a_path_on_stdin_that_is_not_there_is_reported_whatever_it_looks_like(read, images, tmp_path, monkeypatch):
+    absent = tmp_path / "scan[1].png"
+    draw(tmp_path / "scan2.png", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{absent}\n{images[0]}\n"))
+    status, out, err = read("-", "--format", "tsv")
+    assert (status, err) == (1, f"trocr-jax: {absent} does not exist\n")
+    assert out.split("\t")[0] == images[0]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_no_path_on_stdin_is_no_image(read, monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(content))
+    assert read("-") == (2, "", "trocr-jax: no images in -\n")
+
+
+@pytest.mark.usefixtures("stub")
+def test_jsonl_is_unicode_whatever_a_path_is(monkeypatch, capsysbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\n"), "utf-8"))
+    assert cli.main(["read", "--format", "jsonl", "-"]) == 0
+    assert json.loads(capsysbinary.readouterr().out.decode())["source"] == "caf\udce9.png"
+
+
 @pytest.mark.usefixtures("stub")
 def test_names_that_are_not_unicode_pass_through(monkeypatch, capsysbinary):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\n"), "utf-8"))

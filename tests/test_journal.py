@@ -120,7 +120,7 @@ def test_an_input_that_has_changed_loses_and_doubles_nothing(whole, tmp_path):
     assert [json.loads(line)["source"] for line in path.read_text().splitlines()[6:]] == ["0.png", "d.png", "a.png"]
     absent, late = journal.notes()
     assert absent.startswith("lines of 2 images that are not in the input")
-    assert "in front of 4 that were read earlier" in late
+    assert "stood in front of 4 that were read earlier" in late
 
 
 def test_a_deleted_line_is_read_again(whole, tmp_path):

@@ -336,14 +336,39 @@ def test_collections_of_every_kind_are_read(ocr):
             ocr(images)
 
 
-def test_damaged_weights_give_an_error_not_an_empty_line():
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_damaged_weights_give_an_error_not_an_empty_line(num_beams):
     ocr = TrOCR.from_pretrained()
     params = jax.tree.map(np.array, ocr.params)
     params["decoder"]["layers_0"]["mlp"]["fc1"]["bias"][:] = np.nan
     ocr._network.params = params
-    line = ocr(PATHS[0], num_beams=3)
+    line = ocr(PATHS[0], num_beams=num_beams)
     assert line.finish_reason == "error"
-    assert "no text was left" in line.error
+    assert line.error.startswith(f"{PATHS[0]}: no text was left")
+
+
+def test_a_row_without_a_text_is_its_prompt_alone_whatever_is_beside_it(ocr):
+    pixels = ocr.processor([PATHS[0]] * 2).pixel_values
+    # No token may come twice: the first text, of one token again and again, ends in nothing.
+    constraint = [Pattern(r"0{12}"), None]
+    output = ocr.generate(pixels, constraint=constraint, no_repeat_ngram_size=1, max_new_tokens=20)
+    assert output.num_tokens[0] == 0 < output.num_tokens[1]
+    assert set(output.sequences[0, 1:].tolist()) <= {1, 2}
+    assert not output.token_log_probs[0].any()
+
+
+def test_scores_of_every_step_are_generates(ocr):
+    with pytest.raises(TypeError, match=r"\['output_scores'\] are in no Recognition; call generate"):
+        ocr(PATHS[0], output_scores=True)
+
+
+def test_a_stream_keeps_the_settings_it_began_with():
+    ocr = TrOCR.from_pretrained()
+    found = ocr.stream(PATHS[:2], batch_size=1, read_ahead=0)
+    first = next(found)
+    ocr.generation_config = ocr.generation_config.replace(max_length=3)
+    assert [line.finish_reason for line in (first, *found)] == ["eos", "eos"]
+    assert ocr(PATHS[0]).finish_reason == "length"
 
 
 def test_parts_refuse_what_does_not_fit(ocr):
@@ -376,7 +401,9 @@ def test_warmup_leaves_nothing_to_compile(ocr):
     options = {"num_beams": 3, "max_new_tokens": 20}
     ocr.warmup(batch_sizes=[5, 6], **options)
     ocr.warmup(batch_sizes=1, **options)
+    ocr.warmup(boxes=True)
     before = run._cache_size()
+    ocr(PATHS[0], boxes=True)
     ocr(PATHS[:5], **options)
     ocr(PATHS[:1], **{**options, "length_penalty": 2.0})
     assert run._cache_size() == before

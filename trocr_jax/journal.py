@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from trocr_jax.printing import to_json_line
 from trocr_jax.results import SCHEMA_VERSION, Recognition
 from trocr_jax.sources import Shard, share
 
@@ -88,7 +89,7 @@ class Journal:
         """Those (number, path) that have no line yet, in their order.
 
         When it ends, `num_absent` lines are of images that were not among them, and `num_late` lines are of images that
-        came behind one without a line: neither happens unless the input is another than before.
+        came behind one without a line: neither happens unless the input, or the file, is another than before.
         """
         left, has_begun = self._done + self._elsewhere, False
         for number, path in images:
@@ -109,19 +110,14 @@ class Journal:
             )
         if self.num_late:
             notes.append(
-                f"the input has new images in front of {self.num_late} that were read earlier: the new ones' lines "
-                f"stand at the end of {self.path}"
+                f"images without a line, as new ones are, stood in front of {self.num_late} that were read earlier: "
+                f"their lines are at the end of {self.path}"
             )
         return notes
 
     def write(self, result: Recognition) -> None:
         """Adds the result's line, whole, before it returns."""
-        content = result.to_dict()
-        try:
-            line = json.dumps(content, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # a path that is not Unicode: JSON has escapes for it
-            line = json.dumps(content).encode()
-        rest = memoryview(line + b"\n")
+        rest = memoryview(to_json_line(result).encode() + b"\n")
         while rest:
             rest = rest[self._file.write(rest) :]
         if time.monotonic() - self._synced >= SYNC_SECONDS:

@@ -25,11 +25,22 @@ def unescape(field: str) -> str:
     return re.sub(r"\\[tnr\\]", lambda match: _ESCAPED[match[0]], field)
 
 
+def to_json_line(result: Recognition) -> str:
+    """The result as JSON in one line, a path that is not Unicode by JSON's escapes."""
+    content = result.to_dict()
+    line = json.dumps(content, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content)
+    return line
+
+
 FORMATS: dict[str, Callable[[Recognition], str | None]] = {
     "plain": lambda result: None if result.error else result.text,
     "text": lambda result: None if result.error else f"{result.source}: {result.text}",
     "tsv": lambda result: None if result.error else f"{_escape(result.source or '')}\t{_escape(result.text)}",
-    "jsonl": lambda result: json.dumps(result.to_dict(), ensure_ascii=False),
+    "jsonl": to_json_line,
 }
 
 

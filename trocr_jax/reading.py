@@ -13,6 +13,7 @@ from trocr_jax.alignment import attention_of_best, locate_characters
 from trocr_jax.calibration import Calibration
 from trocr_jax.decoding.generate import GenerationOutput, launch
 from trocr_jax.decoding.shapes import bucket
+from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.models import VisionEncoderDecoderModel
 from trocr_jax.opening import OpenedImage, to_device
 from trocr_jax.processing.image import ImageProcessor
@@ -44,7 +45,7 @@ def check_choices(
 class Reading:
     """What one call reads with: a model, and how.
 
-    `options` are generation's, `key` is what sampling draws from.
+    `settings` are generation's and `options` what the call has set otherwise, `key` is what sampling draws from.
     """
 
     network: VisionEncoderDecoderModel
@@ -54,6 +55,7 @@ class Reading:
     on_error: OnError
     boxes: Boxes
     key: Any
+    settings: GenerationConfig
     options: Mapping[str, Any]
 
     def launch(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition | Exception]]:
@@ -81,7 +83,7 @@ class Reading:
         states = self.network.encode(pixels) if self.boxes else None
         wait = launch(
             *self.network.runtime,
-            self.network.generation_config,
+            self.settings,
             pixel_values=pixels if states is None else None,
             encoder_hidden_states=states,
             key=self.key,
@@ -127,9 +129,10 @@ class Reading:
     def _recognition(self, output: GenerationOutput, row: int, source: str | None) -> Recognition:
         count = int(output.num_tokens[row])
         if count == 0:
+            image = "" if source is None else f"{source}: "
             error = (
-                "no text was left: the options, or they and the constraint together, close every way that the search "
-                "took (more beams take more), or the weights are damaged"
+                f"{image}no text was left: the options, or they and the constraint together, close every way that the "
+                "search took (more beams take more), or the weights are damaged"
             )
             return Recognition("", finish_reason="error", error=error, source=source)
         start = output.sequences.shape[1] - output.token_log_probs.shape[1]

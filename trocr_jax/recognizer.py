@@ -33,7 +33,7 @@ from trocr_jax.generation_config.presets import RESAMPLE
 from trocr_jax.memory import default_batch_size
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply
 from trocr_jax.models import VisionEncoderDecoderModel
-from trocr_jax.opening import OpenedImage, take_image, to_device
+from trocr_jax.opening import OpenedImage, take_image
 from trocr_jax.processing.image import ImageProcessor, as_list, is_single
 from trocr_jax.processing.processor import TrOCRProcessor
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -42,6 +42,8 @@ from trocr_jax.results import Recognition, judge
 from trocr_jax.sharding import shard_batch
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
+
+_NOT_READ = ("output_scores", "output_logits")
 
 
 class TrOCR(Saved):
@@ -232,8 +234,11 @@ class TrOCR(Saved):
         check_choices(on_error, batch_size, read_ahead, boxes, reject_below)
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
+        if useless := sorted(options.keys() & _NOT_READ):
+            raise TypeError(f"{useless} are in no Recognition; call generate for them")
         positions = self.config.decoder.max_position_embeddings
-        settings = self.generation_config.resolve(options, prompt_length=1, max_positions=positions)
+        defaults = self.generation_config
+        settings = defaults.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
         automata = self._compiled(constraint, settings)
@@ -253,6 +258,8 @@ class TrOCR(Saved):
             on_error,
             boxes,
             key,
+            # Every step's whole vocabulary: nothing of it is in a Recognition.
+            defaults.replace(**dict.fromkeys(_NOT_READ, False)),
             options,
         )
 
@@ -358,11 +365,10 @@ class TrOCR(Saved):
 
     def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
-        encoder = self.config.encoder
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
         for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
-            levels = [np.zeros((*encoder.image_shape, 3), np.uint8)] * size
-            self.generate(to_device(levels, size, self._image_processor(options.get("preset"))), **options)
+            blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
+            list(self.stream([blank] * size, batch_size=size, **options))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

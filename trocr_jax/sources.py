@@ -23,11 +23,12 @@ Shard = tuple[int, int]
 def find_images(arguments: Iterable[str]) -> tuple[Iterable[str], int | None]:
     """(paths of images, how many). A path that is not there is kept, to be reported in its place.
 
-    The number is None where paths come from stdin: those are taken one by one, as they arrive.
+    The number is None where paths come from stdin: those are taken one by one, as they arrive, and FileNotFoundError
+    is raised at their end if there was none.
     """
     arguments = list(arguments)
     if "-" in arguments:
-        return _from_stdin(arguments), None
+        return _some(_from_stdin(arguments), arguments), None
     found = {argument: _expand(argument) for argument in arguments}
     if any(found.values()):  # one that matches nothing is reported like any path that is not there
         found |= {argument: [argument] for argument in found if not found[argument] and not os.path.isdir(argument)}
@@ -49,7 +50,21 @@ def _from_stdin(arguments: Iterable[str]) -> Iterator[str]:
         lines = (line.rstrip("\r\n") for line in sys.stdin) if argument == "-" else (argument,)
         for line in lines:
             if line:
-                yield from _expand(line)
+                # As a list's is known only at its end, a pattern that matches nothing is reported here at once.
+                yield from _expand(line) or ([] if os.path.isdir(line) else [line])
+
+
+def _some(paths: Iterable[str], arguments: Iterable[str]) -> Iterator[str]:
+    path = None
+    for path in paths:
+        yield path
+    if path is None:
+        raise FileNotFoundError(no_images(arguments))
+
+
+def no_images(arguments: Iterable[str]) -> str:
+    """What is said where arguments lead to no image."""
+    return f"no images in {', '.join(arguments)}"
 
 
 def _expand(argument: str) -> list[str]:

@@ -164,6 +164,7 @@ def test_mistakes_are_told_and_give_status_2(tmp_path, capsys):
         ((tmp_path / "none",), "does not exist"),
         ((SAMPLES, "--model", tmp_path), "holds no config.json"),
         ((SAMPLES, "--plot", tmp_path / "h.txt"), "let it end in .png"),
+        ((SAMPLES, "--plot", tmp_path / "none" / "h.png"), "there is no folder to write"),
     ):
         status, out, err = check(capsys, *arguments)
         assert (status, out) == (2, "")

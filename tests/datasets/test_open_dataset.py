@@ -95,6 +95,7 @@ def test_unilm_cuts_trailing_spaces_and_tsv_does_not(tmp_path):
     [
         ("tsv", "l.tsv", "a.png\tone\nb.png two\n", r"l\.tsv: line 2 has no tab"),
         ("tsv", "l.tsv", "path\ttext\tn\na.png\tone\n", r"l\.tsv: line 2 has 2 columns; 3 were expected"),
+        ("tsv", "l.tsv", "file\ttranscript\tn\na.png\tone\t1\n", r"l\.tsv: line 1 has 3 columns, .* names no path"),
         ("unilm", "gt.txt", "a.png\tone\n\nb.png two\n", r"gt\.txt: line 3 has no tab"),
         ("csv", "l.csv", 'path,text\na.png,"one\n', r"l\.csv: line 2 is no CSV"),
         ("csv", "l.csv", "a.png,one,1\n", r"l\.csv: line 1 has 3 columns, of which the first line names no path"),

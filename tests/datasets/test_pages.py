@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,13 +53,13 @@ ALTO = """\
 
 def test_iam(tmp_path):
     image = {"lines/a01/a01-000u/a01-000u-01.png": grey(7), "lines/r06/r06-022/r06-022-00.png": grey(9)}
-    ids = {"tasks/testset.txt": "r06-022-00\na01-000u\n"}
+    ids = {"tasks/testset.txt": "# test\nr06-022-00\na01-000u\n"}
     folder = write(tmp_path / "iam", {"ascii/lines.txt": LINES_TXT, **image, **ids})
     whole = [example.text for example in open_dataset(folder)]
     assert whole == ["A MOVE to stop", "nominating , any", "Mr. Brown"]
     assert [example.text for example in open_dataset(folder / "ascii/lines.txt")] == whole
     for place in (folder, pack(folder, tmp_path / "iam.zip")):
-        test = open_dataset(f"{place}/tasks/testset.txt")
+        test = open_dataset(f"{place}/tasks/testset.txt")  # whose first line says what it is
         assert [example.text for example in test] == [whole[2], whole[0], whole[1]]
         assert [np.asarray(example.open()).max() for example in (test[0], test[2])] == [9, 7]
         with pytest.raises(ImageError, match=r"lines/a01/a01-000u/a01-000u-00\.png does not exist"):
@@ -116,6 +118,25 @@ def test_page_xml(tmp_path):
         assert (second == 90).sum() == 8 * 65
         assert third.shape == (10, 51)
         assert lines[1].name.endswith("one.xml#l2")
+
+
+def test_page_xml_of_2010_has_an_element_for_each_point(tmp_path):
+    def elements(match):
+        points = (point.split(",") for point in match[2].split())
+        return f"<{match[1]}>" + "".join(f'<Point x="{x}" y="{y}"/>' for x, y in points) + f"</{match[1]}>"
+
+    older = re.sub(r'<(Coords|Baseline) points="([^"]+)"/>', elements, PAGE)
+    assert older.count("<Point ") == 17
+    write(tmp_path, {"new.xml": PAGE, "old.xml": older, "page.png": page()})
+    new, old = (open_dataset(tmp_path / name) for name in ("new.xml", "old.xml"))
+    assert [line.open().tobytes() for line in old] == [line.open().tobytes() for line in new]
+
+
+def test_alto_of_several_pages_is_refused(tmp_path):
+    two = ALTO.replace("</Layout>", '<Page WIDTH="9" HEIGHT="9"/></Layout>').replace("{unit}", "pixel")
+    write(tmp_path, {"two.xml": re.sub(r"\{\w\w*\}", "5", two), "page.png": page()})
+    with pytest.raises(ValueError, match=r"two\.xml: it describes 2 pages but names one image"):
+        open_dataset(tmp_path / "two.xml")
 
 
 def test_lines_of_columns_side_by_side_have_the_spacing_of_their_own(tmp_path):

@@ -99,6 +99,8 @@ def test_calls_that_cannot_be_followed_are_refused(processor, tmp_path):
         processor(line(), return_tensors="pt")
     with pytest.raises(ImageError, match=r"absent\.png does not exist"):
         processor([line(), tmp_path / "absent.png"])
+    with pytest.raises(TypeError, match=r"\['do_rescale', 'do_resize'\] are no options of a call"):
+        processor(line(), do_resize=False, do_rescale=False, padding=True)
 
 
 def test_as_target_processor_takes_text_and_warns(processor):

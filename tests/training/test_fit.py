@@ -15,7 +15,7 @@ from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
-from trocr_jax.training import Batches, TrainingSettings, fit, plan
+from trocr_jax.training import Batches, TrainingSettings, fit, loop, plan
 from trocr_jax.training.plan import Plan
 
 
@@ -134,6 +134,27 @@ def test_lines_over_length_are_left_out_with_a_warning(ocr, tmp_path):
     assert [example.text for example in plan.batches.examples] == ["a", "b" * 12]
     # A text of 12 tokens would be cut at the length of 9 that the model was read with.
     assert plan.generation_config.max_length == (plan.batches.labels[1] != -100).sum() + 1 > 9
+
+
+def test_a_few_long_texts_are_told_of(ocr, tmp_path):
+    lines = examples([*["a"] * 198, *["b" * 20] * 2])
+    with pytest.warns(UserWarning, match=r"99 of 100 .* at most 2 tokens, the longest 21: every step computes 24 for"):
+        Plan.of(ocr, lines, examples(), tmp_path, TrainingSettings(), augment=None)
+
+
+def test_the_best_weights_are_gone_on_from_however_rare_checkpoints_are(ocr, tmp_path, monkeypatch):
+    cers = iter((0.9, 0.5, 0.7))
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: next(cers))
+    settings = {"max_steps": 9, "batch_size": 2, "eval_every": 2, "checkpoint_every": 1000, "patience": 0}
+    with pytest.raises(StopIteration):  # as where it is interrupted, at step 6
+        fit(ocr, examples(), examples(), tmp_path / "out", **settings)
+    best = (tmp_path / "out" / "flax_model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a training"):
+        fit(ocr, examples(), examples(), tmp_path / "out", **settings)
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: 0.6)
+    result = fit(ocr, examples(), examples(), tmp_path / "out", resume=True, **settings)
+    assert (result.first_cer, result.best_cer, result.best_step) == (0.9, 0.5, 2)
+    assert (tmp_path / "out" / "flax_model.safetensors").read_bytes() == best
 
 
 def test_settings_suit_the_number_of_lines(ocr):

@@ -53,6 +53,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
     assert kill(folder, killed, STEPS, num_files=6) == 0
     assert any(path.is_file() for path in killed.iterdir())
     assert not (killed / WEIGHTS).exists()
+    assert len(list(killed.glob(".trocr_jax-*"))) == 1
     reached = [kill(folder, killed, STEPS, num_images=count) for count in random_moments(3)]
     assert 0 < reached[0] < reached[1] < reached[2]  # each went on from where another had been killed
     # While the better one behind step 75 is: what is there is still a model. The checkpoint before may be unfinished.
@@ -60,6 +61,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(folder):
     start, found = (TrOCR.from_pretrained(place).params for place in (folder / "model", killed))
     jax.tree.map(np.testing.assert_array_equal, found, start)
     assert_resumed_is_whole(folder, folder / "whole", killed, STEPS)
+    assert not list(killed.glob(".trocr_jax-*"))
 
 
 # Adapters leave all weights as they are, so that there is no training with both.

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ from transformers import TrOCRProcessor, VisionEncoderDecoderModel
 processor = TrOCRProcessor.from_pretrained("path/to/this/folder")
 model = VisionEncoderDecoderModel.from_pretrained("path/to/this/folder")"""
 
+UNFINISHED = ".trocr_jax-"  # how names of folders begin that are being written
+
 # What may be told to the hub with a push; see `hub.upload_folder`.
 _HUB_OPTIONS = frozenset(("token", "private", "revision", "commit_message", "create_pr"))
 
@@ -88,6 +91,12 @@ def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
     return target
 
 
+def remove_unfinished(output: pathlib.Path) -> None:
+    """Removes what processes that were killed left of `whole_folder` in a folder that no other writes to."""
+    for leftover in output.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def whole_folder(output: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A folder to write to whose files become `output`'s when all are written.
@@ -102,7 +111,7 @@ def whole_folder(output: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     # Inside a folder that exists, which may be the only place to write to, or a volume of its own.
     place = target.parent if is_new else target
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".trocr_jax-", dir=place) as temporary:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place) as temporary:
         staged = pathlib.Path(temporary) / (target.name or "root")
         staged.mkdir()
         yield staged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,8 @@ def _findings(options: argparse.Namespace, opened: Mapping[str, Sequence[Example
 
     if options.plot is not None:
         check_name(options.plot)
+        if not pathlib.Path(options.plot).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder to write {options.plot} to")
     tokenizer, most_tokens, num_special = _model(options.model)
     splits: dict[str, list[LineFacts]] = {}
     printed: list[str] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.printing import FORMATS, printer, report
-from trocr_jax.sources import Shard, find_images, share
+from trocr_jax.sources import Shard, find_images, no_images, share
 
 if TYPE_CHECKING:
     from trocr_jax.constraints import Constraint
@@ -162,7 +162,7 @@ def constraint_of(options: argparse.Namespace) -> dict[str, Constraint]:
 def _read(options: argparse.Namespace) -> int:
     paths, count = find_images(options.paths)
     if count == 0:
-        raise FileNotFoundError(f"no images in {', '.join(options.paths)}")
+        raise FileNotFoundError(no_images(options.paths))
     _check_output(options)
     if options.output is not None:
         return _read_to_file(options, paths, count)

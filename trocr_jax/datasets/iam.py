@@ -61,7 +61,7 @@ def _lines(files: Files, index: str) -> Iterator[tuple[str, str]]:
 
 def _wanted(files: Files, name: str, lines: dict[str, str]) -> Iterator[str]:
     """The ids that a list names, those of a form standing for all of its lines."""
-    for number, line in read_lines(files, name):
+    for number, line in _content(files, name):
         given = line.strip()
         found = [given] if given in lines else [key for key in lines if key.startswith(f"{given}-")]
         if not found:

@@ -105,7 +105,8 @@ def tab_rows(files: Files, name: str) -> Iterator[Row]:
 
 def tsv_rows(files: Files, name: str) -> Iterable[Row]:
     """The rows of a TSV file: two columns, or any number of them below a line with their names."""
-    if _header(first_line(files, name).split("\t")) is None:
+    first = first_line(files, name).rstrip("\t").split("\t")
+    if _header(first) is None and len(first) <= 2:
         return tab_rows(files, name)
     lines = ((number, line.split("\t")) for number, line in read_lines(files, name))
     return _columns(files, name, lines)

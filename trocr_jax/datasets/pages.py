@@ -115,7 +115,8 @@ def _read(files: Files, name: str, root: str, parse: Callable[[ElementTree.Eleme
 
 def _examples(files: Files, file: str, page: Page) -> Iterator[Example]:
     image = _find_image(files, file, page.image)
-    spacing = _spacing(page)
+    is_needed = any(line.polygon is None and line.baseline is not None for line in page.lines)
+    spacing = _spacing(page) if is_needed else None  # compares all baselines with each other
     for line in page.lines:
         polygon = line.polygon
         if polygon is None and line.baseline is not None and spacing is not None:
@@ -175,15 +176,23 @@ def _parse_page(tree: ElementTree.Element, where: str) -> Page:
         )
         text = next((found.text or "" for equiv in texts for found in _all(equiv, "Unicode")), "")
         if text.strip():
-            points = {_tag(child): child.get("points", "") for child in line if _tag(child) in ("Coords", "Baseline")}
+            points = {_tag(child): _page_points(child) for child in line if _tag(child) in ("Coords", "Baseline")}
             polygon = _points(points.get("Coords", ""), name, least=3)
             lines.append(Line(name, text.strip(), polygon, _points(points.get("Baseline", ""), name, least=2)))
     size = float(page.get("imageWidth", 0)), float(page.get("imageHeight", 0))
     return Page(page.get("imageFilename", ""), size, tuple(lines))
 
 
+def _page_points(shape: ElementTree.Element) -> str:
+    """As "x,y x,y": an attribute, or as PAGE had them until 2010 an element each."""
+    points = (f"{point.get('x')},{point.get('y')}" for point in shape if _tag(point) == "Point")
+    return shape.get("points") or " ".join(points)
+
+
 def _parse_alto(tree: ElementTree.Element, where: str) -> Page:
     page = _first(tree, "Page")
+    if (count := sum(1 for _ in _all(tree, "Page"))) > 1:
+        raise ValueError(f"it describes {count} pages but names one image; divide it into a file a page")
     unit = next((element.text for element in _all(tree, "MeasurementUnit")), "pixel")
     size = float(page.get("WIDTH", 0)), float(page.get("HEIGHT", 0))
     if unit != "pixel" and not all(size):

@@ -164,14 +164,14 @@ def run(
         return apply(stepper, step_params, tokens, position, ancestors, cache, method="step")
 
     vocab_size, dtype = model.config.decoder.vocab_size, model.policy.result
+    prompt_length = inputs.prompt.shape[1]
     if num_beams == 1:
         end = lax.while_loop(
             lambda state: greedy.is_unfinished(state, options),
             lambda state: greedy.advance(step, state, options),
             greedy.start(step, inputs.prompt, cache, options, num_samples, length, vocab_size, dtype),
         )
-        return greedy.finish(end, num_samples)
-    prompt_length = inputs.prompt.shape[1]
+        return greedy.finish(end, num_samples, prompt_length, options)
     return beam.finish(
         lax.while_loop(
             lambda state: beam.is_unfinished(state, options),

@@ -109,27 +109,31 @@ def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> G
 def choose(scores: Array, length: Array, options: SearchOptions) -> tuple[Array, Array]:
     """(the next token of each row [N], whether there is one): the best, or drawn from softmax(scores); scores [N, V].
 
-    There is none where every score is -inf.
+    There is none where every score is -inf, or one is NaN, which is the greatest of all.
     """
     if options.randomness is not None:
         split = scores.reshape(options.is_image.shape[0], -1, scores.shape[1])  # [N, V] -> [B, K, V]
         scores = options.randomness.perturb(split, length).reshape(scores.shape)
     # top_k instead of argmax: the same first maximum, three times faster on CPU.
     best, token = lax.top_k(scores, 1)
-    return token[:, 0].astype(jnp.int32), best[:, 0] != -jnp.inf
+    return token[:, 0].astype(jnp.int32), best[:, 0] > -jnp.inf
 
 
-def finish(state: GreedyState, num_samples: int) -> Hypotheses:
-    """The hypotheses of each image, in the order of their rows."""
+def finish(state: GreedyState, num_samples: int, prompt_length: int, options: SearchOptions) -> Hypotheses:
+    """The hypotheses of each image, in the order of their rows; one that came to nothing is its prompt alone."""
+    is_text = (state.num_tokens > 0)[:, None]  # [N, 1]
+    is_prompt = jnp.arange(state.sequences.shape[1]) < prompt_length
+    sequences = jnp.where(is_text | is_prompt, state.sequences, options.fill_token)
+    token_log_probs = jnp.where(is_text, state.token_log_probs, 0)
 
     def split(leaf: Array) -> Array:
         return leaf.reshape(-1, num_samples, *leaf.shape[1:])  # [N, ...] -> [B, K, ...]
 
     return Hypotheses(
-        sequences=split(state.sequences),
+        sequences=split(sequences),
         num_tokens=split(state.num_tokens),
-        token_log_probs=split(state.token_log_probs),
-        scores=split(jnp.sum(state.token_log_probs, axis=-1)),
+        token_log_probs=split(token_log_probs),
+        scores=split(jnp.sum(token_log_probs, axis=-1)),
         length=state.length,
         record=state.record,
     )

@@ -147,7 +147,7 @@ def mark(reference: str, text: str) -> tuple[str, str]:
 
 def _picture(line: Compared) -> str:
     try:
-        image = line.example.open()
+        image = line.example.open().copy()  # it is made smaller below
     except ImageError as error:  # it was there when it was read
         return f"<p>{html.escape(str(error))}</p>"
     image.thumbnail(PICTURE_SIZE)

@@ -204,10 +204,9 @@ def describe(image: Any) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"it has no pixels ({image.width}x{image.height})")
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)  # a copy in any case: the file behind it is about to be closed
     if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image.copy()  # the file behind it is about to be closed
+        return image
     if image.mode == "F" and np.asarray(image).max() > 1:
         return image.convert("L").convert("RGB")  # Pillow's own reading of floats: 0 to 255
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):

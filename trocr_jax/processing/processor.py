@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import pathlib
 import warnings
@@ -14,6 +15,9 @@ from trocr_jax.checkpoints.hub import local_folder
 from trocr_jax.checkpoints.safetensors_writer import DEFAULT_MAX_SHARD_SIZE
 from trocr_jax.processing.image import PREPROCESSOR_NAME, ImageProcessor, find_settings
 from trocr_jax.processing.tokenizer import Encoding, TrOCRTokenizer, as_array
+
+# What a call may say of text, and says in vain where there is none, as in the reference.
+_OF_TEXT = inspect.signature(TrOCRTokenizer.__call__).parameters.keys()
 
 
 class TrOCRProcessor(Saved):
@@ -92,6 +96,8 @@ class TrOCRProcessor(Saved):
             images, text = None, images if text is None else text
         if images is None and text is None:
             raise ValueError("pass images=, text= or both")
+        if text is None and (unknown := sorted(options.keys() - _OF_TEXT)):
+            raise TypeError(f"{unknown} are no options of a call: make another image_processor, by dataclasses.replace")
         encoding = Encoding()
         if images is not None:
             encoding["pixel_values"] = as_array(self.image_processor(images), return_tensors)

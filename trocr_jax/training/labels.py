@@ -15,11 +15,13 @@ N texts, T target tokens.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from trocr_jax.datasets.example import Example
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.loss import IGNORED_LABEL
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
@@ -108,3 +110,23 @@ def pad_labels(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
     for row, ids in zip(labels, rows, strict=True):
         row[: len(ids)] = ids
     return labels
+
+
+def within_length(train: Sequence[Example], encoder: TextEncoder) -> tuple[Sequence[Example], list[list[int]]]:
+    """The examples whose labels fit, and those labels; a warning tells of others."""
+    if not train:
+        raise ValueError("there are no training lines: pass at least one")
+    rows = encoder.encode(example.text for example in train)
+    over = [i for i, row in enumerate(rows) if len(row) > encoder.max_length]
+    if not over:
+        return train, rows
+    told = (
+        f"{len(over)} of {len(train)} training lines have texts of more than the {encoder.max_length} tokens that this "
+        f"model has positions for, the first {train[over[0]].name}"
+    )
+    if len(over) == len(train):
+        raise ValueError(f"{told}: none is left")
+    warnings.warn(f"{told}: trained without them", stacklevel=4)
+    dropped = set(over)
+    kept = [i for i in range(len(train)) if i not in dropped]
+    return [train[i] for i in kept], [rows[i] for i in kept]

@@ -186,7 +186,8 @@ class _Loop:
             progress = self._evaluated(state, progress, last)
         else:
             self._history.add(last)
-        if is_saved or self._is_over(progress):
+        # Weights that are the model by now have one too: training that goes on from before would replace them.
+        if is_saved or progress.best_step == number or self._is_over(progress):
             self._checkpoints.save(state, progress)
         loss = float(np.mean([row["loss"] for row in (*rows, last)]))
         bar.set_postfix(loss=f"{loss:.3f}", cer=progress.last_cer, images=f"{last['images_per_second']}/s")

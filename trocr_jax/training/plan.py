@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from trocr_jax.checkpoints.folder import check_output
+from trocr_jax.checkpoints.folder import check_output, remove_unfinished
 from trocr_jax.config import read_json, write_json
 from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
@@ -28,7 +28,7 @@ from trocr_jax.modeling.model import VisionEncoderDecoder
 from trocr_jax.recognizer import TrOCR
 from trocr_jax.sharding import DATA, axis_size, local_rows
 from trocr_jax.training.batches import Batches
-from trocr_jax.training.labels import TextEncoder, pad_labels
+from trocr_jax.training.labels import TextEncoder, pad_labels, within_length
 from trocr_jax.training.layout import StateLayout
 from trocr_jax.training.optimizer import NOT_DECAYED, Schedule, compile_pattern, make_optimizer, make_schedule
 from trocr_jax.training.processes import Team
@@ -77,7 +77,8 @@ class Plan:
         if report.is_changed:
             _check_rows_are_trained(settings, flatten_dict(dict(ocr.params), sep="/"))
         encoder = TextEncoder.of(ocr, label_format=settings.label_format)
-        kept, rows = _within_length(train, encoder)
+        kept, rows = within_length(train, encoder)
+        _tell_of_long_texts(rows, encoder)
         settings = settings.resolved(len(kept), ocr.config, axis_size(ocr.mesh, DATA))
         labels = pad_labels(rows, encoder.padded_length(rows))
         plan = cls(
@@ -135,6 +136,7 @@ class Plan:
 
     def _write_or_compare(self, identity: Mapping[str, Any], *, resume: bool) -> None:
         path = self.folder / SETTINGS_NAME
+        remove_unfinished(self.output)
         if not path.exists() and (self.output / "config.json").exists():
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
@@ -260,24 +262,16 @@ def _check_rows_are_trained(settings: TrainingSettings, names: Container[str]) -
             )
 
 
-def _within_length(train: Sequence[Example], encoder: TextEncoder) -> tuple[Sequence[Example], list[list[int]]]:
-    """The examples whose labels fit, and those labels; a warning tells of others."""
-    if not train:
-        raise ValueError("there are no training lines: pass at least one")
-    rows = encoder.encode(example.text for example in train)
-    over = [i for i, row in enumerate(rows) if len(row) > encoder.max_length]
-    if not over:
-        return train, rows
-    told = (
-        f"{len(over)} of {len(train)} training lines have texts of more than the {encoder.max_length} tokens that this "
-        f"model has positions for, the first {train[over[0]].name}"
-    )
-    if len(over) == len(train):
-        raise ValueError(f"{told}: none is left")
-    warnings.warn(f"{told}: trained without them", stacklevel=4)
-    dropped = set(over)
-    kept = [i for i in range(len(train)) if i not in dropped]
-    return [train[i] for i in kept], [rows[i] for i in kept]
+def _tell_of_long_texts(rows: Sequence[Sequence[int]], encoder: TextEncoder) -> None:
+    """Warns where a few texts, by their length, double what every step costs."""
+    usual = np.quantile([len(row) for row in rows], 0.99, method="higher")
+    longest = encoder.padded_length(rows)
+    if longest >= 2 * encoder.padded_length([range(usual)]):
+        warnings.warn(
+            f"99 of 100 training lines have at most {usual} tokens, the longest {max(map(len, rows))}: every step "
+            f"computes {longest} for each line; leaving the longest out takes less time and memory",
+            stacklevel=4,
+        )
 
 
 def _longest(rows: Sequence[Sequence[int]], encoder: TextEncoder) -> int:
