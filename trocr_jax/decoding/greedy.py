@@ -109,7 +109,7 @@ def advance(step: StepFunction, state: GreedyState, options: SearchOptions) -> G
 def choose(scores: Array, length: Array, options: SearchOptions) -> tuple[Array, Array]:
     """(the next token of each row [N], whether there is one): the best, or drawn from softmax(scores); scores [N, V].
 
-    There is none where every score is -inf, or one is NaN, which is the greatest of all.
+    There is none where the best score is -inf, or NaN.
     """
     if options.randomness is not None:
         split = scores.reshape(options.is_image.shape[0], -1, scores.shape[1])  # [N, V] -> [B, K, V]
