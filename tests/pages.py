@@ -34,6 +34,8 @@ NOT_RUN = {
     "python docs/build.py": "tests/test_reference.py runs it",
     "XLA_FLAGS=": "needs a process of its own; tests/test_sharding.py has such processes",
     "xargs": "installs fonts",
+    "git archive": "needs a clone with its history",
+    "python -m benchmarks.model_card": "reads lines that are not here; tests/training/test_embedded_model.py runs it",
     "python -m benchmarks.embedded_model": "trains for an hour; tests/training/test_embedded_model.py runs it",
     "srun": "needs Slurm",
     "sh -c": "needs Kubernetes",

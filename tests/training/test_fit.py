@@ -15,7 +15,7 @@ from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.evaluation.metrics import character_error_rate
 from trocr_jax.processing.image import ImageError
-from trocr_jax.training import Batches, TrainingSettings, fit, loop, plan
+from trocr_jax.training import Batches, TrainingSettings, fit, labels, loop, plan
 from trocr_jax.training.plan import Plan
 
 
@@ -136,8 +136,9 @@ def test_lines_over_length_are_left_out_with_a_warning(ocr, tmp_path):
     assert plan.generation_config.max_length == (plan.batches.labels[1] != -100).sum() + 1 > 9
 
 
-def test_a_few_long_texts_are_told_of(ocr, tmp_path):
-    lines = examples([*["a"] * 198, *["b" * 20] * 2])
+def test_a_few_long_texts_are_told_of(ocr, tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "LENGTH_STEP", 4)
+    lines = examples([*["a"] * 199, "b" * 20])
     with pytest.warns(UserWarning, match=r"99 of 100 .* at most 2 tokens, the longest 21: every step computes 24 for"):
         Plan.of(ocr, lines, examples(), tmp_path, TrainingSettings(), augment=None)
 
