@@ -45,6 +45,8 @@ def _verify(options: argparse.Namespace) -> int:
 
         report = verify(options.source, options.images, tokenizer=options.tokenizer)
     except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
         raise ImportError(f'{error}; verify compares with torch: pip install -e ".[convert]"') from error
     print(report)
     return 0 if report.is_equal else 1

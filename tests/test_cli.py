@@ -297,7 +297,7 @@ def test_results_are_printed_while_paths_still_arrive(monkeypatch, capsys):
     assert seen == ["", "a.png: gnp.a\n"]
 
 
-def test_a_path_on_stdin_that_is_not_there_is_reported_whatever_it_looks_like(read, images, tmp_path, monkeypatch):
+def test_a_pattern_on_stdin_that_matches_nothing_is_reported(read, images, tmp_path, monkeypatch):
     absent = tmp_path / "scan[1].png"
     draw(tmp_path / "scan2.png", "1")
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{absent}\n{images[0]}\n"))

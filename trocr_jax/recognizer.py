@@ -234,7 +234,7 @@ class TrOCR(Saved):
         check_choices(on_error, batch_size, read_ahead, boxes, reject_below)
         # A missing tokenizer and wrong options are known before the first image is opened.
         _ = self.processor.tokenizer
-        if useless := sorted(options.keys() & _NOT_READ):
+        if useless := [name for name in _NOT_READ if options.get(name)]:
             raise TypeError(f"{useless} are in no Recognition; call generate for them")
         positions = self.config.decoder.max_position_embeddings
         defaults = self.generation_config
@@ -368,7 +368,7 @@ class TrOCR(Saved):
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
         for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
             blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
-            list(self.stream([blank] * size, batch_size=size, **options))
+            list(self.stream([blank] * size, batch_size=size, **{**options, "skip_blank": False}))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -34,7 +34,7 @@ def search(tables, prompt, options, *, num_beams):
             lambda state: greedy.advance(step, state, options),
             state,
         )
-        return greedy.finish(end, 1), end.cache
+        return greedy.finish(end, 1, prompt.shape[1], options), end.cache
     state = beam.start(step, prompt, jnp.int32(0), options, num_beams, LENGTH, vocab_size, dtype)
     end = lax.while_loop(
         lambda state: beam.is_unfinished(state, options),

@@ -62,6 +62,8 @@ def test_the_log_and_the_curves(trained):
 
 
 def test_a_training_that_is_there_is_not_written_over(folder):
+    other = folder / "whole" / ".trocr_jax-being-written"
+    other.mkdir()
     with pytest.raises(FileExistsError, match="holds a training"):
         again(folder, resume=False)
     with pytest.raises(ValueError, match=r"seed \(was 0, is 1\)"):
@@ -72,6 +74,8 @@ def test_a_training_that_is_there_is_not_written_over(folder):
         again(folder, augment=None)
     with pytest.raises(ValueError, match="model and labels"):
         again(folder, label_format="hf")
+    assert other.is_dir()  # it may be another process's, that trains there
+    other.rmdir()
 
 
 def test_a_training_is_not_resumed_on_other_pixels(folder):

@@ -122,7 +122,7 @@ def make_constrain(
         forced = settings.forced_bos_token_id
         if forced is not None and not given and automaton.advance(int(automaton.starts[0]), [forced]) is None:
             raise ValueError(f"image {i}: the constraint does not allow the text to begin with forced_bos_token_id")
-    distinct = tuple(sorted(set(automata), key=id))  # the same tables whatever order images have them in
+    distinct = tuple(dict.fromkeys(automata))
     joined, tables = _prepared(distinct, vocab_size)
     starts = joined.starts[[distinct.index(automaton) for automaton in automata]]
     fill = np.full(len(prompt) - batch, starts[0])
