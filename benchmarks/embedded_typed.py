@@ -13,14 +13,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from trocr_jax.datasets.example import Example
 from trocr_jax.datasets.fonts import load_font
-from trocr_jax.datasets.synthetic import SyntheticLines
+from trocr_jax.datasets.synthetic import SIZES, SyntheticLines
 
 # Files of upright faces that look like a typewriter's.
 TYPEWRITERS = re.compile(
     r"(GNUTypewriter|Courier Prime( Bold)?|FreeMono(Bold)?|NimbusMonoPS-(Regular|Bold)|TlwgTypewriter(-Bold)?|cmuntt"
     r"|cmuntb)\.(otf|ttf)"
 )
-SIZES = (18, 48)  # of fonts, in pixels
 LONGEST_SPACED = 12  # characters of a heading that is typed with spaces between its letters
 
 

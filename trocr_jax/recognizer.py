@@ -237,7 +237,8 @@ class TrOCR(Saved):
         if useless := [name for name in _NOT_READ if options.get(name)]:
             raise TypeError(f"{useless} are in no Recognition; call generate for them")
         positions = self.config.decoder.max_position_embeddings
-        defaults = self.generation_config
+        # Every step's whole vocabulary is in no Recognition, whatever a checkpoint's settings ask for.
+        defaults = self.generation_config.replace(**dict.fromkeys(_NOT_READ, False))
         settings = defaults.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
@@ -258,8 +259,7 @@ class TrOCR(Saved):
             on_error,
             boxes,
             key,
-            # Every step's whole vocabulary: nothing of it is in a Recognition.
-            defaults.replace(**dict.fromkeys(_NOT_READ, False)),
+            defaults,
             options,
         )
 
@@ -366,8 +366,8 @@ class TrOCR(Saved):
     def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
         sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
+        blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
         for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
-            blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
             list(self.stream([blank] * size, batch_size=size, **{**options, "skip_blank": False}))
 
 

@@ -8,6 +8,12 @@ import pathlib
 from collections.abc import Iterator
 
 
+def check_folder_of(path: str | os.PathLike[str]) -> None:
+    """Raises FileNotFoundError where a file has no folder to be written to, before work is lost."""
+    if not pathlib.Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder to write {os.fspath(path)} to")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """The temporary name, beside `path`, to write to: it takes the place of `path` at the end, or goes on an error."""

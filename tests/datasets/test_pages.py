@@ -59,7 +59,7 @@ def test_iam(tmp_path):
     assert whole == ["A MOVE to stop", "nominating , any", "Mr. Brown"]
     assert [example.text for example in open_dataset(folder / "ascii/lines.txt")] == whole
     for place in (folder, pack(folder, tmp_path / "iam.zip")):
-        test = open_dataset(f"{place}/tasks/testset.txt")  # whose first line says what it is
+        test = open_dataset(f"{place}/tasks/testset.txt")
         assert [example.text for example in test] == [whole[2], whole[0], whole[1]]
         assert [np.asarray(example.open()).max() for example in (test[0], test[2])] == [9, 7]
         with pytest.raises(ImageError, match=r"lines/a01/a01-000u/a01-000u-00\.png does not exist"):

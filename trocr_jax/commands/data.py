@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from trocr_jax.commands.read import positive
 from trocr_jax.datasets import FORMATS, Example, open_dataset
 from trocr_jax.datasets.augmentation import AUGMENTATIONS, contact_sheet, keep, save_image
+from trocr_jax.replacing import check_folder_of
 
 if TYPE_CHECKING:
     from trocr_jax.datasets.checks import Finding, LineFacts
@@ -154,8 +154,7 @@ def _findings(options: argparse.Namespace, opened: Mapping[str, Sequence[Example
 
     if options.plot is not None:
         check_name(options.plot)
-        if not pathlib.Path(options.plot).absolute().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder to write {options.plot} to")
+        check_folder_of(options.plot)
     tokenizer, most_tokens, num_special = _model(options.model)
     splits: dict[str, list[LineFacts]] = {}
     printed: list[str] = []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.commands.read import add_dtype, add_search, constraint_of, positive
 from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
+from trocr_jax.replacing import check_folder_of
 
 if TYPE_CHECKING:
     from trocr_jax.evaluation.report import Report, Score
@@ -82,8 +82,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     examples = open_dataset(options.data, format=options.data_format)[: options.limit]
     train = [example.text for path in options.train or () for example in open_dataset(path, format=options.data_format)]
     for path in (options.output, options.html):
-        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder to write {path} to")
+        if path is not None:
+            check_folder_of(path)
     report = _report(options, examples, train if options.train else None)
     print("\n".join(to_lines(report, options.data)))
     if options.output is not None:

@@ -117,6 +117,7 @@ class Plan:
         with self.team.led("process 0 could not start the training, and says why"):
             if self.team.leads:
                 self._write_or_compare(identity, resume=resume)
+                remove_unfinished(self.output)
 
     def _identity(self) -> dict[str, Any]:
         """What makes it this training and no other, as JSON has it."""
@@ -139,7 +140,6 @@ class Plan:
         if not path.exists() and (self.output / "config.json").exists():
             raise FileExistsError(f"{self.output} holds a model, which training would replace: name another folder")
         if not path.exists() or not any(step.name.isdigit() for step in (self.folder / CHECKPOINTS).glob("*")):
-            remove_unfinished(self.output)
             self.folder.mkdir(parents=True, exist_ok=True)
             # Of a training that was here before: one without adapters would leave them beside its weights.
             (self.folder / ADAPTERS_NAME).unlink(missing_ok=True)
@@ -160,7 +160,6 @@ class Plan:
                 f"{self.output} holds a training that differs in {told}; resume with what it was started with, or "
                 "train its model further in another folder"
             )
-        remove_unfinished(self.output)
 
     def _fingerprint(self) -> str:
         """A hash of what the weights belong to and how they are trained: architecture, precision, start and labels."""
