@@ -3,7 +3,7 @@
 usage: python -m benchmarks.calibration [--lines N] [--seed S] [--num-beams K] [--plot reliability.png]
 
 Lines as those of benchmarks/boxes.py are blurred, bleached and made noisy so far that the embedded model misreads some
-40 % of them. Every second line is fitted on, the others are what is reported: the expected calibration error in 15 bins
+30 % of them. Every second line is fitted on, the others are what is reported: the expected calibration error in 15 bins
 of equal size beside that which a perfect model has by chance on as many, the mean negative log-likelihood and the Brier
 score, and the change of the negative log-likelihood with its standard error.
 """
