@@ -168,6 +168,15 @@ def test_return_dict_false_gives_a_tuple():
     np.testing.assert_array_equal(values[0], output.loss)
     np.testing.assert_array_equal(values[1], output.logits)
     np.testing.assert_array_equal(values[2], output[2])
+    assert output.keys() == ("loss", "logits", "encoder_last_hidden_state")
+    assert "logits" in output
+    assert "encoder_attentions" not in output
+    assert output["encoder_attentions"] is None
+    with pytest.raises(KeyError, match="logit'"):
+        output["logit"]
+    found = model.generate(inputs=pixels, max_new_tokens=3, return_dict_in_generate=True)
+    assert found.keys()[0] == "sequences"
+    assert found[0] is found["sequences"]
     assert isinstance(ViTModel(twin.config.encoder, twin.params["encoder"])(pixels, return_dict=False), tuple)
 
 

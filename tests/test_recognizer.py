@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -61,15 +64,18 @@ def test_images_of_every_kind_read_alike(ocr):
         image = opened.convert("RGB")
     array = np.asarray(image)
     kinds = [PATHS[1], SAMPLES / "date.png", image, image.convert("L"), array, array.transpose(2, 0, 1), array[:, :, 0]]
-    lines = ocr(kinds)
+    content = (SAMPLES / "date.png").read_bytes()
+    with (SAMPLES / "date.png").open("rb") as file:
+        lines = ocr([*kinds, content, io.BytesIO(content), file])
     assert {line.text for line in lines} == {TEXTS["date.png"]}
-    assert [line.source for line in lines] == [PATHS[1], PATHS[1], *[None] * 5]
+    assert [line.source for line in lines] == [PATHS[1], PATHS[1], *[None] * 8]
 
 
 def test_a_single_image_gives_a_single_result(ocr):
     with Image.open(PATHS[0]) as opened:
         image = opened.copy()
-    for kind in (PATHS[0], image, np.asarray(image)):
+    content = (SAMPLES / "capitals.png").read_bytes()
+    for kind in (PATHS[0], image, np.asarray(image), content, io.BytesIO(content)):
         assert isinstance(ocr(kind), Recognition)
     assert [line.text for line in ocr([PATHS[0]])] == [TEXTS["capitals.png"]]
     assert ocr([]) == []
@@ -315,6 +321,11 @@ def test_unknown_options_are_errors(ocr):
         ocr(PATHS[0], num_beam=4)
     with pytest.raises(ValueError, match="batch_size is -1"):
         ocr(PATHS[0], batch_size=-1)
+    with pytest.raises(ValueError, match="batch_sizes is 0"):
+        ocr.warmup(batch_sizes=0)
+    for load in (TrOCR, trocr_jax.VisionEncoderDecoderModel, trocr_jax.TrOCRProcessor):
+        with pytest.raises(TypeError, match="takes no 'device_map': all local devices are used"):
+            load.from_pretrained(EMBEDDED, device_map="auto")
 
 
 def test_options_are_checked_before_an_image_is_opened(ocr):
@@ -331,7 +342,7 @@ def test_collections_of_every_kind_are_read(ocr):
     for images in (tuple(PATHS[:2]), (path for path in PATHS[:2]), np.array(PATHS[:2]), iter(PATHS[:2])):
         assert [line.text for line in ocr(images)] == expected
     assert [line.text for line in ocr.stream(PATHS[0])] == expected[:1]
-    for images in (b"bytes", 5, {"a": 1}):
+    for images in (5, {"a": 1}):
         with pytest.raises(TypeError, match="pass a path"):
             ocr(images)
 
@@ -395,6 +406,22 @@ def test_generation_settings_can_be_replaced(ocr):
     pixels = ocr.processor(PATHS[:1]).pixel_values
     found = ocr.generate(pixels, generation_config=settings.replace(max_length=6), return_dict_in_generate=True)
     assert found.sequences.shape == (1, 6)
+    # Special tokens that settings do not name are the model's, as in the reference.
+    own = trocr_jax.GenerationConfig(num_beams=2, max_length=6)
+    expected = ocr.generate(pixels, num_beams=2, max_length=6).sequences
+    np.testing.assert_array_equal(ocr.generate(pixels, generation_config=own).sequences, expected)
+    assert len(ocr(PATHS[0], generation_config=own).token_ids) == 5
+    for call in (lambda: ocr(PATHS[0], generation_config={}), lambda: setattr(ocr, "generation_config", {})):
+        with pytest.raises(TypeError, match="given as dict"):
+            call()
+
+
+def test_objects_say_what_they_are(ocr):
+    assert repr(ocr) == f"TrOCR(trocr-nano-printed, {ocr._network!r})"
+    assert "5 layers of width 192" in repr(ocr._network)
+    assert repr(ocr._network).endswith("; float32>")
+    assert repr(ocr.processor).startswith("TrOCRProcessor(ImageProcessor(")
+    assert repr(ocr.processor.tokenizer) == "<TrOCRTokenizer: RobertaTokenizer of 512 tokens>"
 
 
 def test_warmup_leaves_nothing_to_compile(ocr):
@@ -420,5 +447,7 @@ def test_public_names_are_there():
     for name in trocr_jax.__all__:
         assert getattr(trocr_jax, name) is not None
     assert set(trocr_jax.__all__) <= set(dir(trocr_jax))
+    told = "import trocr_jax; trocr_jax.training.fit; trocr_jax.constraints.Pattern; trocr_jax.evaluation.evaluate"
+    subprocess.run([sys.executable, "-c", told], check=True)
     with pytest.raises(AttributeError, match="TrOCL"):
         trocr_jax.TrOCL  # noqa: B018

@@ -24,6 +24,11 @@ def read(paths: list[Path]) -> Iterator[tuple[str, float]]:
         yield line.text, 0.0 if confidence is None else confidence
 
 
+def texts(ocr: trocr_jax.TrOCR, paths: list[str]) -> list[str]:
+    """One image gives one result, several a list."""
+    return [ocr(paths[0]).text, ocr(Path(paths[0]), num_beams=4).text, *(line.text for line in ocr(paths, boxes=True))]
+
+
 def words(line: trocr_jax.Recognition) -> list[tuple[str, float, tuple[float, float, float, float] | None]]:
     """A result's words with their confidences and boxes."""
     return [(word.text, word.confidence, word.box) for word in line.words]
@@ -54,6 +59,8 @@ def mistakes(ocr: trocr_jax.TrOCR, line: trocr_jax.Recognition) -> None:
     # ocr.stream(["a.png"], on_error="ignore")  # arg-type
     # ocr.stream(["a.png"], boxes="line")  # arg-type
     # trocr_jax.Pattern(5)  # arg-type
+    # ocr("a.png").texts  # attr-defined
+    # ocr(["a.png"]).text  # attr-defined
     # line.text = "other"  # misc
     # round(line.confidence)  # arg-type
     # line.confidences  # attr-defined

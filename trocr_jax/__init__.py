@@ -41,6 +41,9 @@ _HOMES = {
     "make_mesh": "sharding",
 }
 
+# Those with public names of their own, which `import trocr_jax` alone is to reach as well.
+_MODULES = ("calibration", "compilation_cache", "constraints", "datasets", "evaluation", "training")
+
 __all__ = [
     "AllowedCharacters",
     "Calibration",
@@ -69,12 +72,14 @@ __all__ = [
 if not TYPE_CHECKING:  # to which a name that is not there would be one of any type
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'trocr_jax' has no attribute {name!r}")
         import importlib
 
+        if name in _MODULES:
+            return importlib.import_module(f"trocr_jax.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'trocr_jax' has no attribute {name!r}")
         return getattr(importlib.import_module(f"trocr_jax.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_MODULES])

@@ -5,27 +5,13 @@ B images, T target tokens, S encoder tokens, H heads, D head size, E width, V vo
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import flax.struct
 import jax
 
 from trocr_jax.modeling.cache import CrossKV, SelfKV
+from trocr_jax.modeling.output import Output
 
 Array = jax.Array
-
-
-class _Output:
-    """What the reference's outputs offer beside their fields."""
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return tuple(value for value in values if value is not None)
-
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
 @flax.struct.dataclass
@@ -38,7 +24,7 @@ class PastKeyValues:
 
 
 @flax.struct.dataclass
-class BaseModelOutput(_Output):
+class BaseModelOutput(Output):
     """An encoder's output; there is no pooler, since no TrOCR uses one."""
 
     last_hidden_state: Array  # [B, S, E]
@@ -47,7 +33,7 @@ class BaseModelOutput(_Output):
 
 
 @flax.struct.dataclass
-class CausalLMOutputWithCrossAttentions(_Output):
+class CausalLMOutputWithCrossAttentions(Output):
     """A decoder's output."""
 
     loss: Array | None = None
@@ -59,7 +45,7 @@ class CausalLMOutputWithCrossAttentions(_Output):
 
 
 @flax.struct.dataclass
-class Seq2SeqLMOutput(_Output):
+class Seq2SeqLMOutput(Output):
     """The whole model's output."""
 
     loss: Array | None = None

@@ -35,7 +35,7 @@ from trocr_jax.config import (
     write_json,
 )
 from trocr_jax.decoding.generate import GenerationOutput, check_ids, check_images, generate
-from trocr_jax.generation_config import GenerationConfig
+from trocr_jax.generation_config import GenerationConfig, checked_settings
 from trocr_jax.model_outputs import (
     BaseModelOutput,
     CausalLMOutputWithCrossAttentions,
@@ -99,6 +99,9 @@ class _Model(Saved):
         params = self.params
         with jax.ensure_compile_time_eval():
             return jax.device_put(params)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._description()[0]}; {self.policy.name}>"
 
     def _init(self, key: Array) -> Params:
         raise AssertionError("every wrapper has its own")
@@ -313,7 +316,13 @@ class VisionEncoderDecoderModel(_Model):
 
     @generation_config.setter
     def generation_config(self, settings: GenerationConfig) -> None:
-        self._generation_config = settings
+        self._generation_config = checked_settings(settings)
+
+    def settings_with(self, given: GenerationConfig | None) -> GenerationConfig:
+        """The settings that a call was given, with this model's special tokens where they name none, or its own."""
+        if given is None:
+            return self.generation_config
+        return checked_settings(given).with_tokens_of(self.generation_config)
 
     def _init(self, key: Array) -> Params:
         params = dict(init_params(self.module, key))
@@ -453,14 +462,16 @@ class VisionEncoderDecoderModel(_Model):
     ) -> np.ndarray | GenerationOutput:
         """Token ids [B*R, length] for images, or the whole GenerationOutput with `return_dict_in_generate`.
 
-        `generation_config` replaces the model's own settings; `arguments` are encoder_hidden_states,
-        encoder_attention_mask, decoder_input_ids and constraints, for sampling a key and image_numbers (see
-        `trocr_jax.decoding.generate`), a preset, and any field of GenerationConfig. The default length fits a line of
-        text, where the reference stops after 20 tokens.
+        `generation_config` takes the place of the model's own settings, special tokens apart that it does not name;
+        `arguments` are encoder_hidden_states, encoder_attention_mask, decoder_input_ids and constraints, for sampling a
+        key and image_numbers (see `trocr_jax.decoding.generate`), a preset, and any field of GenerationConfig. The
+        default length fits a line of text, where the reference stops after 20 tokens.
         """
         inputs = {name: arguments.pop(name, None) for name in _GENERATE_INPUTS}
+        if pixel_values is None:
+            pixel_values = arguments.pop("inputs", None)  # the reference's name
         model, params = self.runtime
-        settings = generation_config or self.generation_config
+        settings = self.settings_with(generation_config)
         output = generate(model, params, settings, pixel_values=pixel_values, options=arguments, **inputs)
         return output if return_dict_in_generate else output.sequences
 

@@ -7,11 +7,12 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any, overload
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from trocr_jax.calibration import Calibration
 from trocr_jax.checkpoints.folder import Saved, Source
@@ -42,6 +43,9 @@ from trocr_jax.results import Recognition, judge
 from trocr_jax.sharding import shard_batch
 
 EMBEDDED = pathlib.Path(__file__).parent / "assets" / "trocr-nano-printed"
+
+# An image whatever its content; an array is one or several by its axes.
+OneImage = str | os.PathLike[str] | Image.Image | bytes | IO[bytes]
 
 _NOT_READ = ("output_scores", "output_logits")
 
@@ -120,6 +124,9 @@ class TrOCR(Saved):
             processor = processor.with_image_processor(image_processor)
         return TrOCR(network, processor)
 
+    def __repr__(self) -> str:
+        return f"TrOCR({self.source or 'weights in memory'}, {self._network!r})"
+
     def on(self, mesh: Mesh | None) -> TrOCR:
         """A recogniser with the same weights on other devices; None for this process's own."""
         old = self._network
@@ -167,6 +174,45 @@ class TrOCR(Saved):
         """The linen module that goes with `params`: `ocr.model.apply({"params": ocr.params}, pixel_values, ids)`."""
         return self._network.module
 
+    @overload
+    def __call__(
+        self,
+        images: OneImage,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "return",
+        reject_below: float | None = None,
+        skip_blank: bool = False,
+        boxes: Boxes = False,
+        constraint: Constraints = None,
+        **options: Any,
+    ) -> Recognition: ...
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...] | Iterator[Any],
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "return",
+        reject_below: float | None = None,
+        skip_blank: bool = False,
+        boxes: Boxes = False,
+        constraint: Constraints = None,
+        **options: Any,
+    ) -> list[Recognition]: ...
+    @overload
+    def __call__(
+        self,
+        images: Any,
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "return",
+        reject_below: float | None = None,
+        skip_blank: bool = False,
+        boxes: Boxes = False,
+        constraint: Constraints = None,
+        **options: Any,
+    ) -> Any: ...
     def __call__(
         self,
         images: Any,
@@ -181,10 +227,11 @@ class TrOCR(Saved):
     ) -> Any:
         """What is written in the images: a list of Recognition in order, or one for a single image.
 
-        An image is a path, a PIL image or an array ([h, w], [h, w, C] or [C, h, w]; uint8, 16-bit, bool, or floats in
-        [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or max_new_tokens=64, preset="fairseq"
-        (which resizes images as the original did, too), and, with do_sample=True, a `key`: an int or a jax.random.key,
-        which with the image's place among the images decides what is drawn.
+        An image is a path, an open file or its bytes, a PIL image or an array ([h, w], [h, w, C] or [C, h, w]; uint8,
+        16-bit, bool, or floats in [0, 1]). `options` are fields of GenerationConfig, such as num_beams=4 or
+        max_new_tokens=64, preset="fairseq" (which resizes images as the original did, too), a whole `generation_config`
+        in the checkpoint's place, and, with do_sample=True, a `key`: an int or a jax.random.key, which with the image's
+        place among the images decides what is drawn (without one, the same each time).
 
         An image that cannot be read gives a Recognition with `error`, or raises ImageError with on_error="raise". A
         text whose confidence is below `reject_below` comes back empty, as "rejected". With `skip_blank` an image
@@ -222,6 +269,7 @@ class TrOCR(Saved):
         key: Any = None,
         image_numbers: Iterable[int] | None = None,
         read_ahead: int | None = None,
+        generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Iterator[Recognition]:
         """Recognitions in the images' order, each batch as soon as it is read; arguments as in a call.
@@ -238,7 +286,7 @@ class TrOCR(Saved):
             raise TypeError(f"{useless} are in no Recognition; call generate for them")
         positions = self.config.decoder.max_position_embeddings
         # Every step's whole vocabulary is in no Recognition, whatever a checkpoint's settings ask for.
-        defaults = self.generation_config.replace(**dict.fromkeys(_NOT_READ, False))
+        defaults = self._network.settings_with(generation_config).replace(**dict.fromkeys(_NOT_READ, False))
         settings = defaults.resolve(options, prompt_length=1, max_positions=positions)
         checked_key(key, settings)
         images = [images] if is_single(images) else images
@@ -325,7 +373,7 @@ class TrOCR(Saved):
         ValueError before anything is compiled.
         """
         options.pop("return_dict_in_generate", None)  # it always is one
-        settings = options.get("generation_config") or self.generation_config
+        settings = self._network.settings_with(options.get("generation_config"))
         tokens = {name: options[name] for name in ("eos_token_id", "decoder_start_token_id") if name in options}
         output = self._network.generate(
             pixel_values,
@@ -365,7 +413,9 @@ class TrOCR(Saved):
 
     def warmup(self, *, batch_sizes: int | Iterable[int] = 1, **options: Any) -> None:
         """Compiles (or loads from the compilation cache) what calls with these batch sizes and options will run."""
-        sizes = [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes
+        sizes = [batch_sizes] if isinstance(batch_sizes, int) else list(batch_sizes)
+        if not all(size > 0 for size in sizes):
+            raise ValueError(f"batch_sizes is {batch_sizes!r}; a batch has at least one image")
         blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
         for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
             list(self.stream([blank] * size, batch_size=size, **{**options, "skip_blank": False}))

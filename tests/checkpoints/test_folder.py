@@ -164,6 +164,11 @@ def test_weights_that_would_be_hidden_are_not_written(ocr, tmp_path):
     convert(EMBEDDED, tmp_path / "torch", to="torch")
     convert(tmp_path / "torch", tmp_path / "torch")
     assert {"model.safetensors", "flax_model.safetensors"} <= names(tmp_path / "torch")
+    # But not two models in it.
+    convert(EMBEDDED, tmp_path / "other", to="torch")
+    with pytest.raises(FileExistsError, match=r"model\.safetensors, which transformers would read instead"):
+        convert(EMBEDDED, tmp_path / "other")
+    assert "flax_model.safetensors" not in names(tmp_path / "other")
 
 
 def test_a_file_is_no_folder(ocr, tmp_path):

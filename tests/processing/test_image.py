@@ -446,8 +446,12 @@ def test_an_image_without_pixels_is_refused(size):
 
 
 def test_what_is_no_image_at_all_is_refused():
-    with pytest.raises(ImageError, match="the int is neither a path, nor a PIL image, nor an array"):
+    with pytest.raises(ImageError, match="the int is neither a path, nor a file, nor a PIL image, nor an array"):
         load_rgb(3)
+    with pytest.raises(ImageError, match="the image in 3 bytes is not an image that Pillow can read"):
+        load_rgb(b"abc")
+    with pytest.raises(ImageError, match="the open file is not an image"):
+        load_rgb(io.BytesIO(b"abc"))
     with pytest.raises(TypeError, match="NoneType"):
         as_list(None)
 

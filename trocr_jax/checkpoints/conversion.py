@@ -24,7 +24,7 @@ from trocr_jax.checkpoints import fairseq, names, store
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.fairseq_tokenizer import write_tokenizer
 from trocr_jax.checkpoints.folder import USAGE, USAGE_IN_TORCH, Source, check_output, whole_folder, write_card
-from trocr_jax.checkpoints.hub import NATIVE_INDEX_NAME, NATIVE_NAME, TORCH_NAME, local_folder
+from trocr_jax.checkpoints.hub import NATIVE_NAME, TORCH_NAME, WEIGHT_NAMES, local_folder
 from trocr_jax.checkpoints.names import flatten
 from trocr_jax.checkpoints.safetensors_writer import (
     DEFAULT_MAX_SHARD_SIZE,
@@ -233,8 +233,7 @@ def convert(
         raise ValueError(f'the target is {to!r}; choose "flax" or "torch"')
     parse_size(max_shard_size)
     target = check_output(output)
-    if to == "torch":
-        _check_not_hidden(target)
+    _check_alone(target, source, to)
     weights = read_weights(source, **hub_options)
     sizes = [
         (tensor.nbytes, tensor.size * np.dtype(dtype or tensor.dtype).itemsize) for tensor in weights.tensors.values()
@@ -267,12 +266,18 @@ def _try_to_write(checkpoint: Checkpoint, dtype: str | None) -> None:
         round_to(leaf, dtype, name)
 
 
-def _check_not_hidden(output: pathlib.Path) -> None:
-    hiding = [name for name in (NATIVE_NAME, NATIVE_INDEX_NAME) if (output / name).exists()]
-    if hiding:
+def _check_alone(output: pathlib.Path, source: str | os.PathLike[str], to: Target) -> None:
+    """Refuses a folder where each library would read another model: what one reads stands beside what is written."""
+    native, torch = WEIGHT_NAMES[:2], WEIGHT_NAMES[2:]
+    others, reader, written = (native, "this library", TORCH_NAME)
+    if to == "flax":
+        if pathlib.Path(source).resolve() == output:  # one model for both libraries
+            return
+        others, reader, written = (torch, "transformers", NATIVE_NAME)
+    if found := [name for name in others if (output / name).exists()]:
         raise FileExistsError(
-            f"{output} holds {hiding[0]}, which this library would read instead of {TORCH_NAME}; "
-            "choose another folder, or delete that file"
+            f"{output} holds {found[0]}, which {reader} would read instead of {written}; choose another folder, or "
+            "delete that file"
         )
 
 

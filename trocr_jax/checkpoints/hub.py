@@ -45,6 +45,17 @@ _SMALL_FILES = (
     *(name for names in _GROUPS.values() for name in names),
 )  # fmt: skip
 
+# What the reference's from_pretrained takes and ours does not.
+_INSTEAD = {
+    "torch_dtype": '; pass dtype="bfloat16" or another of trocr_jax\'s',
+    "device": ": JAX's default device is used, or those of a mesh=",
+    "device_map": ": all local devices are used, or those of a mesh=",
+    "use_fast": ": there is one processor",
+    **dict.fromkeys(("trust_remote_code", "use_safetensors", "weights_only"), ": nothing in any file is executed"),
+    "low_cpu_mem_usage": ": weights are read without a second copy",
+    "attn_implementation": ": there is one attention",
+}
+
 _TOKEN_ADVICE = {
     401: "the hub wants a valid token; log in (`hf auth login`) or pass token=",
     403: "the token lacks the permission; pass a token= that has it, or ask the repository's owner",
@@ -60,13 +71,16 @@ def local_folder(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    **unknown: Any,
 ) -> pathlib.Path:
     """The folder of a checkpoint: `source` itself if it is one, else the hub repository "org/name", downloaded.
 
     The options are huggingface_hub's. Of the weights one file is fetched: the native one, else safetensors, else .bin.
     Raises FileNotFoundError or OSError saying what is wrong and what to do, CheckpointError for adapters without their
-    base.
+    base, TypeError for another option.
     """
+    for name in unknown:
+        raise TypeError(f"from_pretrained takes no {name!r}{_INSTEAD.get(name, '')}")
     if os.fspath(source) and pathlib.Path(source).is_dir():
         folder = pathlib.Path(source)
         if with_weights:

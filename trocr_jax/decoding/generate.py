@@ -29,6 +29,7 @@ from trocr_jax.decoding.shapes import bucket, length_bucket
 from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images, for_rows
+from trocr_jax.modeling.output import Output
 from trocr_jax.sharding import DATA, axis_size, fetch, mesh_of
 
 Array = jax.Array
@@ -36,7 +37,7 @@ Params = Mapping[str, Any]
 
 
 @flax.struct.dataclass
-class GenerationOutput:
+class GenerationOutput(Output):
     """What `generate` found, as host arrays; hypotheses of one image lie side by side, best first (samples as drawn).
 
     Names are transformers'. `sequences` have the start token first and are cut behind the longest row; `scores` and

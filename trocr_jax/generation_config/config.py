@@ -24,6 +24,8 @@ DEFAULT_MAX_NEW_TOKENS = 127
 # The reference writes max_length 20 into every full config.json; it means "not set".
 _REFERENCE_DEFAULT_MAX_LENGTH = 20
 
+_TOKENS = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
+
 # Settings of the reference that would change its output and that are not built here, with the value that has no effect.
 _NEUTRAL: Mapping[str, Any] = {
     "constraints": None,
@@ -107,10 +109,13 @@ class GenerationConfig(_Config):
 
     def with_preset(self, name: str) -> GenerationConfig:
         """A preset's settings with this one's special tokens; the preset there is, "fairseq": see `presets.py`."""
-        tokens = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
-        kept = {token: getattr(self, token) for token in tokens}
+        kept = {token: getattr(self, token) for token in _TOKENS}
         extra = {k: v for k, v in self.extra.items() if k not in {**_NEUTRAL, **_NEUTRAL_IN_SAMPLING}}
         return GenerationConfig(**preset_settings(name, self.pad_token_id), **kept, extra=extra)
+
+    def with_tokens_of(self, other: GenerationConfig) -> GenerationConfig:
+        """These settings with another's special tokens where they have none of their own."""
+        return self.replace(**{name: getattr(other, name) for name in _TOKENS if getattr(self, name) is None})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GenerationConfig:
@@ -236,6 +241,14 @@ class GenerationConfig(_Config):
         if self.min_new_tokens is not None:
             min_length = prompt_length + self.min_new_tokens
         return dataclasses.replace(self, max_length=max_length, max_new_tokens=None, min_length=min_length)
+
+
+def checked_settings(settings: Any) -> GenerationConfig:
+    """Raises TypeError for what are no generation settings."""
+    if not isinstance(settings, GenerationConfig):
+        kind = type(settings).__name__
+        raise TypeError(f"generation settings are given as {kind}; pass a trocr_jax.GenerationConfig")
+    return settings
 
 
 def _listed(value: Any) -> Any:

@@ -154,27 +154,31 @@ def as_list(images: Any) -> list[Any]:
     """A single image as a list of one; a sequence, or a 4-D array, as a list of its images."""
     if is_single(images):
         return [images]
-    is_scalar = isinstance(images, bytes | Mapping) or getattr(images, "ndim", 1) == 0
+    is_scalar = isinstance(images, Mapping) or getattr(images, "ndim", 1) == 0
     if isinstance(images, Iterable) and not is_scalar:
         return list(images)
     raise TypeError(
-        f"images are given as {type(images).__name__}; pass a path, a PIL image, an array or a list of them"
+        f"images are given as {type(images).__name__}; pass a path, a file, a PIL image, an array or a list of them"
     )
 
 
 def is_single(images: Any) -> bool:
     """Whether this is one image rather than a collection."""
-    return isinstance(images, str | os.PathLike | Image.Image) or (hasattr(images, "ndim") and images.ndim in (2, 3))
+    if isinstance(images, str | os.PathLike | Image.Image | bytes | bytearray):
+        return True
+    return hasattr(images, "read") or (hasattr(images, "ndim") and images.ndim in (2, 3))
 
 
 def load_rgb(image: Any, *, name: str | None = None) -> Image.Image:
-    """One image (path, file in memory, PIL image or array) as an upright 8-bit RGB image.
+    """One image (path, open file, a file's bytes, PIL image or array) as an upright 8-bit RGB image.
 
     Raises ImageError, whose message has its `name`, by default what `describe` says.
     """
     name = describe(image) if name is None else name
     try:
-        if isinstance(image, str | os.PathLike | io.BytesIO):
+        if isinstance(image, bytes | bytearray):
+            image = io.BytesIO(image)
+        if isinstance(image, str | os.PathLike) or hasattr(image, "read"):
             with Image.open(image) as opened:
                 return _to_rgb(opened)
         if isinstance(image, Image.Image):
@@ -188,7 +192,7 @@ def load_rgb(image: Any, *, name: str | None = None) -> Image.Image:
     except Exception as error:
         # Pillow's decoders report damage by nearly any exception (AVIF's by RuntimeError); none may end a whole batch.
         raise ImageError(f"{name} cannot be read: {error}") from error
-    raise ImageError(f"{name} is neither a path, nor a PIL image, nor an array")
+    raise ImageError(f"{name} is neither a path, nor a file, nor a PIL image, nor an array")
 
 
 def describe(image: Any) -> str:
@@ -197,6 +201,10 @@ def describe(image: Any) -> str:
         return os.fspath(image)
     if isinstance(image, Image.Image):
         return f"the {image.mode} image of {image.width}x{image.height} pixels"
+    if isinstance(image, bytes | bytearray):
+        return f"the image in {len(image)} bytes"
+    if hasattr(image, "read"):
+        return str(getattr(image, "name", "the open file"))
     shape = getattr(image, "shape", None)
     return f"the array of shape {tuple(shape)}" if shape is not None else f"the {type(image).__name__}"
 

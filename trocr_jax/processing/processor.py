@@ -51,6 +51,9 @@ class TrOCRProcessor(Saved):
             processor._missing["tokenizer"] = str(error)
         return processor
 
+    def __repr__(self) -> str:
+        return f"TrOCRProcessor({self._image_processor}, {self._tokenizer})"
+
     def write_files(self, folder: pathlib.Path, *, max_shard_size: int | str = DEFAULT_MAX_SHARD_SIZE) -> None:
         """Writes the files of the parts that there are into a folder that exists; there is nothing to split."""
         if self._image_processor is not None:

@@ -66,6 +66,10 @@ class TrOCRTokenizer:
         backend.no_padding()
         backend.no_truncation()
 
+    def __repr__(self) -> str:
+        kind = self.config.get("tokenizer_class", type(self.backend.model).__name__)
+        return f"<TrOCRTokenizer: {kind} of {self.backend.get_vocab_size()} tokens>"
+
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> TrOCRTokenizer:
         """The tokenizer of a checkpoint folder. Raises FileNotFoundError naming the files that would do."""
