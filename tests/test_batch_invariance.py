@@ -64,9 +64,8 @@ def check_invariance(num_lines, num_beams, sizes, seed):
     return largest
 
 
-@pytest.mark.parametrize(("num_beams", "num_lines"), [(1, 100), (4, 50)])
-def test_batches_do_not_change_an_id(num_beams, num_lines):
-    assert check_invariance(num_lines, num_beams, FEW_SIZES, seed=17) < 1e-4
+def test_batches_do_not_change_an_id():
+    assert check_invariance(50, num_beams=4, sizes=FEW_SIZES, seed=17) < 1e-4
 
 
 @pytest.mark.slow
