@@ -22,8 +22,7 @@ import numpy as np
 
 from benchmarks.lines import some_lines
 from trocr_jax.datasets import open_dataset
-from trocr_jax.datasets.augmentation import da2
-from trocr_jax.datasets.randaugment import rand_augment
+from trocr_jax.datasets.augmentation import NAMED
 from trocr_jax.processing.image import ImageProcessor
 from trocr_jax.training import Batches
 
@@ -31,7 +30,7 @@ BATCH = 16
 LINES = 256
 SIZE = (384, 384)
 TIMEOUT = 600  # seconds, behind which a process that has failed is no longer waited for
-AUGMENTATIONS = {"none": None, "da2": da2, "randaugment": rand_augment}
+AUGMENTATIONS = {"none": None, **NAMED}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ from trocr_jax import Calibration, Recognition, TrOCR, VisionEncoderDecoderModel
 from trocr_jax.calibration import CALIBRATION_NAME, Scaling, calibration_error, mean_nll
 from trocr_jax.checkpoints.conversion import convert
 from trocr_jax.checkpoints.hub import stale_files
-from trocr_jax.commands.calibrate import read_lines
-from trocr_jax.printing import FORMATS
 from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.results import find_words, judge
 
@@ -222,25 +221,53 @@ def test_a_bad_file_beside_weights_stops_loading_and_converting(ocr, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_writes_beside_the_weights(ocr, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture
+def calibrate(ocr, capsys, monkeypatch, tmp_path):
+    """Runs `trocr-jax calibrate` in this process on a model that has a calibration -> (exit status, stdout, stderr)."""
     monkeypatch.setattr("trocr_jax.compilation_cache.enable_compilation_cache", lambda: None)
-    ocr.save_pretrained(tmp_path / "model")
+    TrOCR(ocr._network, ocr.processor, CALIBRATION).save_pretrained(tmp_path / "model")
+
+    def run(*arguments, model=tmp_path / "model"):
+        return cli.main(["calibrate", *map(str, (model, *arguments))]), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_beside_the_weights(calibrate, ocr, tmp_path):
+    names = list(TEXTS)[:6]
     lines = tmp_path / "lines.tsv"
-    lines.write_text("".join(f"{SAMPLES / name}\t{text}\n" for name, text in list(TEXTS.items())[:6]))
-    assert cli.main(["calibrate", str(tmp_path / "model"), str(lines)]) == 0
-    assert "lines: 6 of 6 right; temperature" in capsys.readouterr().out
-    assert TrOCR.from_pretrained(tmp_path / "model").calibration.lines.count == 6
+    lines.write_text("".join(f"{SAMPLES / name}\t{TEXTS[name]}\n" for name in names))
+    status, out, err = calibrate(lines)
+    assert (status, err) == (0, "trocr-jax: 6 lines are few to calibrate on; pass some hundred\n")
+    assert "lines: 6 of 6 right; temperature" in out
+    # What the function fits: on the model's own confidences, whatever calibration was there.
+    fitted = TrOCR(ocr._network, ocr.processor).calibrate([SAMPLES / name for name in names], list(TEXTS.values())[:6])
+    assert TrOCR.from_pretrained(tmp_path / "model").calibration == fitted
     for model, file, message in (
         ("org/model", lines, "no folder"),
         (tmp_path / "model", tmp_path / "absent.tsv", "absent.tsv"),
-        (tmp_path / "model", SAMPLES / "README.md", "line 1 has no tab"),
+        (tmp_path / "model", SAMPLES / "README.md", "README.md is no dataset of a known format"),
     ):
-        assert cli.main(["calibrate", str(model), str(file)]) == 2
-        assert message in capsys.readouterr().err
+        status, _, err = calibrate(file, model=model)
+        assert status == 2
+        assert message in err
 
 
-def test_paths_and_texts_are_read_as_they_are_printed(tmp_path):
-    shown = Recognition("a\tb\\n\nc", source="odd\\name\t.png")
-    (tmp_path / "lines.tsv").write_text(f"{FORMATS['tsv'](shown)}\r\n\nplain.png\ttwo\u2028parts\n", newline="")
-    assert read_lines(tmp_path / "lines.tsv") == ([shown.source, "plain.png"], [shown.text, "two\u2028parts"])
+def test_the_command_takes_datasets_and_names_an_image_that_cannot_be_read(calibrate, tmp_path, monkeypatch):
+    names = list(TEXTS)[:3]
+    with zipfile.ZipFile(tmp_path / "lines.zip", "w") as archive:
+        archive.writestr(
+            "val/list.csv", "".join(["file_name,text\n", *(f'{name},"{TEXTS[name]}"\n' for name in names)])
+        )
+        for name in names:
+            archive.write(SAMPLES / name, f"val/{name}")
+        archive.writestr("broken/labels.tsv", f"../val/{names[0]}\tone\n{names[1]}\ttwo\n")
+        archive.writestr(f"broken/{names[1]}", "no image")
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = calibrate("lines.zip/val/list.csv", "--data-format", "csv", "--num-beams", 2)
+    assert (status, out.split(";")[0]) == (0, "lines: 3 of 3 right")
+    before = (tmp_path / "model" / CALIBRATION_NAME).read_bytes()
+    status, out, err = calibrate("lines.zip/broken")
+    assert (status, out) == (2, "")
+    assert err == f"trocr-jax: lines.zip/broken/{names[1]} is not an image that Pillow can read\n"
+    assert (tmp_path / "model" / CALIBRATION_NAME).read_bytes() == before

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 import trocr_jax
 from tests.conftest import SAMPLES
 from trocr_jax import cli
+from trocr_jax.recognizer import EMBEDDED
 from trocr_jax.results import Recognition
 
 WORDS = {"a.png": "TOTAL 39", "b.png": "12.50", "c.png": "The quick brown fox"}
@@ -151,7 +152,8 @@ def test_overlays_are_saved_and_named_after_their_images(read, images, ocr, tmp_
 def test_overlays_that_cannot_be_saved_lose_no_text(read, images, monkeypatch, tmp_path):
     status, out, err = read("--save-overlay", images[0], images[1])  # a file, not a folder
     assert (status, out) == (2, "")
-    assert images[0] in err
+    told = f"{images[0]} is no folder and cannot be made one (File exists); choose another for --save-overlay"
+    assert err == f"trocr-jax: pictures cannot be saved: {told}\n"
     folder = tmp_path / "seen"
     (folder / "a.overlay.png").mkdir(parents=True)  # in the way of the first picture
     status, out, err = read("--save-overlay", folder, *images[:2])
@@ -451,6 +453,68 @@ def test_an_interrupt_ends_with_status_130(read, stub, images, monkeypatch):
 
     monkeypatch.setattr(stub, "stream", interrupted)
     assert read(images[0]) == (130, "", "")
+
+
+@pytest.mark.parametrize("options", [(), ("--format", "tsv"), ("--format", "jsonl"), ("--output", "r.jsonl")])
+def test_rejected_lines_are_counted(read, stub, tmp_path, monkeypatch, options):
+    def stream(paths, *, reject_below, **_):
+        assert reject_below == 0.5
+        for path in paths:
+            line = Recognition(path, (5,), (-0.1 if path == "a.png" else -3.0,), source=path)
+            yield line.rejected_below(reject_below)
+
+    monkeypatch.setattr(stub, "stream", stream)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = read("--reject-below", 0.5, *options, "a.png", "b.png", "c.png")
+    told = "lines of a confidence below 0.5 (--reject-below), whose text comes back empty: 2 of 3"
+    assert (status, err) == (0, f"trocr-jax: {told}\n")
+    if not options:
+        assert read("--reject-below", 0.5, "a.png")[2] == ""
+
+
+@pytest.mark.parametrize(("interrupted", "whole"), [("numpy", "trocr_jax.datasets"), ("jax", "trocr_jax.recognizer")])
+def test_an_interrupt_waits_for_imports(cache_home, interrupted, whole):
+    code = f"""
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {interrupted!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background starts without
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["trocr-jax", "read", "a.png"]
+try:
+    runpy.run_module("trocr_jax", run_name="__main__")
+except SystemExit as end:
+    print(end.code, {whole!r} in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=subprocess_environment(cache_home), timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"130 True\n", b"")
+
+
+def test_a_model_is_replaced_only_when_asked_for(tmp_path, capsys):
+    output = tmp_path / "model"
+    assert cli.main(["convert", str(EMBEDDED), str(output), "--to", "torch"]) == 0
+    weights = output / "model.safetensors"
+    weights.write_bytes(b"")
+    for source in (EMBEDDED, output):
+        assert cli.main(["convert", str(source), str(output), "--to", "torch"]) == 2
+        told = f"{output} holds a model (model.safetensors, config.json): name another folder, or pass --overwrite"
+        assert capsys.readouterr().err == f"trocr-jax: {told} to replace it\n"
+        assert weights.read_bytes() == b""
+    assert cli.main(["convert", str(EMBEDDED), str(output), "--to", "torch", "--overwrite"]) == 0
+    assert weights.stat().st_size > 0
+    # Other files are in nobody's way; a part of a model is.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    assert cli.main(["convert", str(EMBEDDED), str(tmp_path / "other")]) == 0
+    (tmp_path / "other" / "config.json").unlink()
+    assert cli.main(["convert", str(EMBEDDED), str(tmp_path / "other")]) == 2
+    assert "holds a model (flax_model.safetensors)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("stub")

@@ -139,5 +139,6 @@ def test_a_taken_port_is_told_at_once(capsys):
 
 
 def test_only_the_page_imports_gradio():
-    code = "import sys, trocr_jax.cli, trocr_jax.demo.cards; assert 'gradio' not in sys.modules"
+    modules = "import sys, trocr_jax.cli, trocr_jax.demo.cards"
+    code = f"{modules}; trocr_jax.cli._parser(); assert 'gradio' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

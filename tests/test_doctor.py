@@ -197,6 +197,8 @@ def test_no_hub_is_a_note(hub, monkeypatch):  # noqa: F811
     found = doctor.check_hub()
     assert found.status == "note"
     assert f"{hub.endpoint} cannot be reached" in found.text
+    assert "or pass --model a folder; models that" in doctor.check_hub("org/name").advice
+    assert "HF_ENDPOINT; models that" in doctor.check_hub(str(EMBEDDED)).advice
     hub.requests.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = doctor.check_hub()
@@ -270,6 +272,17 @@ def test_a_model_that_is_not_there_is_broken(run, hub, monkeypatch):  # noqa: F8
     status, found = run("--model", "org/none")
     assert (status, found["model"]["status"]) == (1, "broken")
     assert "org/none is not a folder here and no model on the hub" in found["model"]["text"]
+    for absent in ("org/none", "nosuch"):
+        assert run("--model", absent)[1]["model"]["advice"].startswith("pass --model a folder that is there")
+
+
+def test_a_model_that_is_here_and_does_not_load_can_be_looked_at(run, hub, monkeypatch, tmp_path):  # noqa: F811
+    only_model(monkeypatch)
+    (tmp_path / "config.json").write_text("{")
+    hub.repositories["org/broken"] = {"config.json": b"{", "model.safetensors": b""}
+    for source in (str(tmp_path), "org/broken"):
+        found = run("--model", source)[1]["model"]
+        assert (found["status"], found["advice"]) == ("broken", f"see what there is with `trocr-jax inspect {source}`")
 
 
 def test_a_wrong_option_is_refused(capsys):

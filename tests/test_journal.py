@@ -168,6 +168,26 @@ def test_the_command_writes_resumes_and_reports(read, tmp_path):  # noqa: F811
     assert [json.loads(line)["source"] for line in output.read_text().splitlines()] == ["a.png", "b.png", "c.png"]
 
 
+def test_an_interrupted_run_says_how_to_go_on(read, stub, tmp_path, monkeypatch):  # noqa: F811
+    output, whole = tmp_path / "r.jsonl", stub.stream
+
+    def stream(paths, **options):
+        yield from itertools.islice(whole(paths, **options), next(counts))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stub, "stream", stream)
+    counts = iter((0, 1, 3))
+    anew = "trocr-jax: interrupted before the first line; the same command starts anew\n"
+    assert read(*PATHS, "--output", output) == (130, "", anew)
+    for lines in (1, 4):
+        on = f"trocr-jax: interrupted; {output} has {lines} lines, and the same command with --resume goes on behind"
+        assert read(*PATHS, "--output", output, *(["--resume"] if lines > 1 else [])) == (130, "", f"{on} them\n")
+        assert output.read_bytes().count(b"\n") == lines
+    monkeypatch.setattr(stub, "stream", whole)
+    assert read(*PATHS, "--output", output, "--resume") == (0, "", "")
+    assert output.read_bytes().count(b"\n") == len(PATHS)
+
+
 @pytest.mark.usefixtures("stub")
 def test_shards_print_or_write_their_share(read, tmp_path):  # noqa: F811
     paths = [f"{i}.png" for i in range(7)]
@@ -277,6 +297,13 @@ def test_one_of_four_shards_is_killed_and_resumed(folder, tmp_path):
     shards = [path.read_bytes().splitlines(keepends=True) for path in paths]
     assert b"".join(itertools.chain.from_iterable(zip(*shards, strict=True))) == folder.whole
     assert sorted(path.name for path in pathlib.Path(tmp_path).iterdir()) == [path.name for path in paths]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(OSError, match=r"cannot be written: .* is no folder .*; choose another --output"):
+            Journal(folder / "r.jsonl")
 
 
 def test_an_output_that_is_no_file_is_refused(tmp_path):

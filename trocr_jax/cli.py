@@ -1,23 +1,19 @@
-"""The command line: arguments in, recogniser out. Results go to stdout, all talk to stderr."""
+"""The command line: arguments in, recogniser out. Results go to stdout, all talk to stderr.
+
+Almost nothing is imported before `main` can answer an interrupt.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import trocr_jax.version
-from trocr_jax.commands.calibrate import add_calibrate
-from trocr_jax.commands.checkpoints import add_checkpoints
-from trocr_jax.commands.completion import add_completion
-from trocr_jax.commands.data import add_data
-from trocr_jax.commands.demo import add_demo
-from trocr_jax.commands.doctor import add_doctor
-from trocr_jax.commands.evaluate import add_evaluate
-from trocr_jax.commands.finetune import add_finetune
-from trocr_jax.commands.read import add_read
+from trocr_jax.commands import Uninterrupted
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,15 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Commands raise what is wrong with their input: here it is told in a line.
     """
-    options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # Text is Unicode whatever the locale; file names may hold bytes that are not.
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")
     try:
-        status = options.run(options)
+        with Uninterrupted():
+            parser = _parser()
+        options = parser.parse_args(arguments)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                # Text is Unicode whatever the locale; file names may hold bytes that are not.
+                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")
+        status: int = options.run(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -47,15 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes options by their whole names only, and so do its commands: a new option changes what no script means."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
+    import argparse
+
+    import trocr_jax.version
+    from trocr_jax.commands.calibrate import add_calibrate
+    from trocr_jax.commands.checkpoints import add_checkpoints
+    from trocr_jax.commands.completion import add_completion
+    from trocr_jax.commands.data import add_data
+    from trocr_jax.commands.demo import add_demo
+    from trocr_jax.commands.doctor import add_doctor
+    from trocr_jax.commands.evaluate import add_evaluate
+    from trocr_jax.commands.finetune import add_finetune
+    from trocr_jax.commands.read import add_read
+
+    class Parser(argparse.ArgumentParser):
+        """Takes options by their whole names only, as do its commands: a new option changes what no script means."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, allow_abbrev=False)
+
+    parser = Parser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
     parser.add_argument("--version", action="version", version=f"trocr-jax {trocr_jax.version.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_read(commands)

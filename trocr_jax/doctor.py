@@ -57,7 +57,7 @@ def diagnose(model: str | None = None, *, dtype: str = "auto") -> Iterator[Findi
         "memory": check_memory,
         "arithmetic": lambda: check_arithmetic(dtype, recogniser.append),
         "timing": lambda: check_timing(recogniser),
-        "hub": check_hub,
+        "hub": lambda: check_hub(model),
     }
     if model is not None:
         checks["model"] = lambda: official_check.check_model(model)
@@ -259,26 +259,26 @@ def check_timing(recogniser: list[TrOCR]) -> Finding:
     return Finding("timing", "ok", told, details=details)
 
 
-def check_hub() -> Finding:
-    """Whether models can be downloaded; that they cannot is a note, since folders and cached models still load."""
+def check_hub(model: str | None = None) -> Finding:
+    """Whether models can be downloaded. If not, that is a note: folders, as `model` may be, and cached models load."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers
 
     details: dict[str, Any] = {"endpoint": constants.ENDPOINT, "is_offline": constants.HF_HUB_OFFLINE}
-    otherwise = "or pass --model a folder; models that were downloaded before load from the cache"
+    otherwise = "; models that were downloaded before load from the cache"
+    if model is None or not os.path.isdir(model):
+        otherwise = f", or pass --model a folder{otherwise}"
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set", f"unset it to download, {otherwise}", details)
+        return Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set", f"unset it to download{otherwise}", details)
     try:
         address = f"{constants.ENDPOINT}/api/models/{HUB_MODEL}"
         status = get_session().get(address, timeout=HUB_SECONDS, headers=build_hf_headers()).status_code
     except Exception as error:  # of whichever HTTP library
         told = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
-        advice = f"check the connection, proxies and HF_ENDPOINT, {otherwise}"
+        advice = f"check the connection, proxies and HF_ENDPOINT{otherwise}"
         return Finding("hub", "note", told, advice, details)
     details["status"] = status
     if status >= 400:
         told = f"{constants.ENDPOINT} answers {status} when asked for {HUB_MODEL}"
-        return Finding(
-            "hub", "note", told, f"check HF_ENDPOINT and your token (`hf auth whoami`), {otherwise}", details
-        )
+        return Finding("hub", "note", told, f"check HF_ENDPOINT and your token (`hf auth whoami`){otherwise}", details)
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers", details=details)

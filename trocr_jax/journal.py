@@ -48,7 +48,11 @@ class Journal:
         done_elsewhere: collections.Counter[str] | None = None,
     ) -> None:
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{self.path.parent} is no folder and cannot be made one ({error.strerror})"
+            raise OSError(f"{self.path} cannot be written: {reason}; choose another --output") from error
         if self.path.exists() and not self.path.is_file():
             raise ValueError(f"{self.path} is no regular file: leave --output out to print results instead")
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
@@ -114,6 +118,14 @@ class Journal:
                 f"their lines are at the end of {self.path}"
             )
         return notes
+
+    def interrupted(self) -> str:
+        """What a user should know of a run that is ended now."""
+        with self.path.open("rb") as file:
+            num_lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        if not num_lines:
+            return "interrupted before the first line; the same command starts anew"
+        return f"interrupted; {self.path} has {num_lines} lines, and the same command with --resume goes on behind them"
 
     def write(self, result: Recognition) -> None:
         """Adds the result's line, whole, before it returns."""

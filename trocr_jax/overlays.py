@@ -14,7 +14,11 @@ class Overlays:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{folder} is no folder and cannot be made one ({error.strerror})"
+            raise OSError(f"pictures cannot be saved: {reason}; choose another for --save-overlay") from error
         self._taken: set[str] = set()
 
     def save(self, result: Recognition) -> None:

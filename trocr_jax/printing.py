@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -13,16 +12,10 @@ if TYPE_CHECKING:
 
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_ESCAPED = {escape: character for character, escape in _ESCAPES.items()}
 
 
 def _escape(field: str) -> str:
     return field.translate({ord(character): escape for character, escape in _ESCAPES.items()})
-
-
-def unescape(field: str) -> str:
-    """A field of a line of format "tsv" as it was."""
-    return re.sub(r"\\[tnr\\]", lambda match: _ESCAPED[match[0]], field)
 
 
 def to_json_line(result: Recognition) -> str:
@@ -62,11 +55,12 @@ def report(
     count: int | None,
     write: Callable[[Recognition], None],
     save: Callable[[Recognition], None] | None,
+    reject_below: float | None,
 ) -> int:
-    """Writes every result as it comes, and how many were cut off; the exit status is 1 if there was an error."""
+    """Writes every result as it comes, and how many were cut off or rejected; the status is 1 if there was an error."""
     from tqdm import tqdm
 
-    status = num_cut = 0
+    status = num_cut = num_rejected = num_lines = 0
     # A bar only where somebody watches, and not for one image.
     progress = tqdm(total=count, unit="line", file=sys.stderr, disable=count == 1 or not sys.stderr.isatty())
     with progress:
@@ -74,7 +68,9 @@ def report(
             if result.error is not None:
                 status = 1
                 tqdm.write(f"trocr-jax: {result.error}", file=sys.stderr)
+            num_lines += 1
             num_cut += result.is_truncated
+            num_rejected += result.finish_reason == "rejected"
             write(result)
             try:
                 if save is not None:
@@ -85,4 +81,7 @@ def report(
             progress.update()
     if num_cut:
         print(f"trocr-jax: texts cut off at the length limit (--max-new-tokens): {num_cut}", file=sys.stderr)
+    if num_rejected:
+        told = f"lines of a confidence below {reject_below:g} (--reject-below), whose text comes back empty"
+        print(f"trocr-jax: {told}: {num_rejected} of {num_lines}", file=sys.stderr)
     return status

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.conftest import SAMPLES
 from trocr_jax import cli
-from trocr_jax.datasets.augmentation import AUGMENTATIONS, DA2, contact_sheet, da2
+from trocr_jax.datasets.augmentation import AUGMENTATIONS, DA2, augmentation_of, contact_sheet, da2, keep
+from trocr_jax.datasets.randaugment import rand_augment
 
 WHITE = (255, 255, 255)
 
@@ -111,6 +112,20 @@ def test_downscaling_is_to_a_third_of_the_models_size(line):
     sizes = {da2(line, random(seed), size=(64, 256)).size for seed in range(60)}
     assert (85, 21) in sizes
     assert (128, 128) not in sizes
+
+
+def test_augmentations_are_found_by_their_names(line):
+    for name, function in (("da2", da2), ("randaugment", rand_augment)):
+        found = augmentation_of(name, (64, 256))
+        assert [found(line, random(seed)) for seed in range(9)] == [
+            function(line, random(seed), size=(64, 256)) for seed in range(9)
+        ]
+    assert augmentation_of(keep, (64, 256)) is keep
+    assert augmentation_of(None, (64, 256)) is None
+    with pytest.raises(ValueError, match="augment is 'da3'; pass one of da2, randaugment, a function"):
+        augmentation_of("da3", (64, 256))
+    with pytest.raises(TypeError, match=r"augment is \['da2'\], of type list; pass one of da2, randaugment"):
+        augmentation_of(["da2"], (64, 256))
 
 
 def test_a_contact_sheet_has_every_image_in_its_row():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import pickle
 import string
+import subprocess
+import sys
 
 import matplotlib
 import numpy as np
@@ -39,6 +41,14 @@ def lines(text_file):
 @pytest.fixture(scope="module")
 def faces():
     return {pathlib.Path(face.path).name: face for face in find_faces(find_fonts([FONTS]), "aé日Ω \u200b")}
+
+
+def test_they_are_at_hand_and_nothing_heavy_comes_along():
+    code = (
+        "import sys; from trocr_jax.datasets import synthetic_lines;"
+        "assert not {'jax', 'matplotlib', 'fontTools', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_faces_without_all_letters_and_digits_are_left_out(faces):

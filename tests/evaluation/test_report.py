@@ -120,6 +120,20 @@ def test_json_has_the_rates_first_and_can_be_read_back(report, tmp_path):
     assert content["unseen"]["lines"] == 2
 
 
+def test_a_path_and_pairs_are_read_like_examples(tmp_path):
+    pairs = [(line.open(), line.text) for line in EXAMPLES if line.name != "line3.png"]
+    found = evaluate(Reader(), (pair for pair in pairs))
+    assert [line.to_dict() for line in found.compared] == [
+        {**line.to_dict(), "name": f"image {i}"} for i, line in enumerate(evaluate(Reader(), EXAMPLES).compared)
+    ]
+    pairs[1][0].save(tmp_path / "a.png")
+    (tmp_path / "labels.tsv").write_text("a.png\tCASH\n")
+    [line] = evaluate(Reader(), tmp_path).compared
+    assert (line.example.text, line.text) == ("CASH", "CAsH")
+    with pytest.raises(TypeError, match=r"^line 1 .* is int; pass an Example, or a pair"):
+        evaluate(Reader(), [pairs[0], 3])
+
+
 def test_options_reach_the_search_and_unknown_ones_are_refused():
     reader = Reader()
     evaluate(reader, EXAMPLES, batch_size=3, num_beams=4)
@@ -132,7 +146,7 @@ def test_options_reach_the_search_and_unknown_ones_are_refused():
         evaluate(reader, EXAMPLES, constraint=[None] * len(EXAMPLES))
     with pytest.raises(ValueError, match="none of 1 images could be read, the first because line3"):
         evaluate(reader, EXAMPLES[3:4])
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="there are no lines: pass at least one"):
         evaluate(reader, [])
     with pytest.raises(ValueError, match="texts of all 1 lines are empty"):
         evaluate(reader, [Example("a", "", EXAMPLES[0].open)])

@@ -104,7 +104,9 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path
         return str(caught.value)
 
     assert "no training lines" in complaint(train=[])
-    assert "hold no text" in complaint(validation=[])
+    assert "no validation lines" in complaint(validation=[])
+    assert "hold no text" in complaint(validation=examples([""]))
+    assert "training line 1 (counted from 0) is int" in complaint(train=[("a.png", "a"), 3])
     assert "batch_size is 0" in complaint(batch_size=0)
     assert "accumulate=3" in complaint(batch_size=16, accumulate=3)
     assert "choose one of" in complaint(schedule="step")
@@ -112,7 +114,12 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(ocr, tmp_path
     assert "found in none of" in complaint(not_decayed="biass")
     assert "no regular expression" in complaint(not_decayed="(")
     assert "label_smoothing is 1" in complaint(label_smoothing=1)
-    assert "epochs" in complaint(epochs=3)
+    assert "unknown options of fit ['epochs']. There are ['accumulate', 'add_characters'" in complaint(epochs=3)
+    assert "unknown options of fit ['freeze']; is 'frozen' meant? There are" in complaint(freeze="^encoder/")
+    assert "['max_step']; is 'max_steps' meant?" in complaint(max_step=2)
+    assert "['augmentation']; is 'augment' meant?" in complaint(augmentation="da2")
+    assert "augment is 'da3'; pass one of da2, randaugment" in complaint(augment="da3")
+    assert "augment is 3, of type int" in complaint(augment=3)
     assert "none is left" in complaint(train=examples(["0" * 200]))
     assert not (tmp_path / "out").exists()
 
@@ -217,6 +224,14 @@ class TestBatches:
         }
         again = whole[3]
         assert not any(np.array_equal(first[n[0]], x) for n, x in zip(again.labels, again.levels, strict=True))
+
+    def test_gray_lines_are_those_of_rgb(self, ocr):
+        def seen(image):
+            [batch] = self.batches(ocr, [Example("line", "a", image.copy)], augment=shift).stream(0, 1)
+            return batch.levels
+
+        gray = examples()[0].open().convert("L")
+        np.testing.assert_array_equal(seen(gray), seen(gray.convert("RGB")))
 
     def test_a_line_that_cannot_be_read_is_a_row_that_does_not_count(self, ocr):
         def broken():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import unittest.mock
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.small import TEXTS, examples
+from tests.training.small import TEXTS, examples, write_lines
 from trocr_jax import TrOCR
 from trocr_jax.datasets import Example
 from trocr_jax.processing.image import ImageError
@@ -53,6 +54,24 @@ def test_progress_is_told_on_a_terminal_alone(ocr, tmp_path, monkeypatch, capsys
     assert re.search(r" 2/2 \[.*, cer=0\.25, images=[\d.]+/s, loss=\d+\.\d{3}\]", last), last
 
 
+def test_a_folder_pairs_and_an_augmentation_by_name(ocr, tmp_path):
+    folder, told = write_lines(tmp_path / "lines"), []
+    pairs = [(line.open().convert("L"), line.text) for line in examples()]
+    options = {**STEADY, "max_steps": 1, "augment": "da2", "tell": told.append}
+    result = fit(ocr, folder, (pair for pair in pairs), tmp_path / "out", **options)
+    assert (result.num_steps, result.max_steps, result.is_early) == (1, 1, False)
+    settings = json.loads((tmp_path / "out" / "training" / "settings.json").read_text())
+    assert settings["augmentation"] == "da2 {'size': (32, 320)}"  # by which trainings are known that were begun before
+    assert (settings["training lines"][:8], settings["validation lines"][:8]) == ("5 lines,", "5 lines,")
+    assert settings["training lines"] != settings["validation lines"]  # names of files are not numbers
+    assert not told
+    fit(ocr, folder, folder, tmp_path / "same", **options)
+    assert told == [
+        "5 of the 5 validation lines are training lines as well: the CER will say little of lines that are new "
+        "(trocr-jax data check TRAIN VAL also finds copies)"
+    ]
+
+
 def equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
@@ -62,7 +81,7 @@ def test_it_ends_when_nothing_gets_better_and_keeps_the_best(ocr, tmp_path, monk
     output = tmp_path / "out"
     result, validation = train(ocr, output, monkeypatch, rates, **settings)
     assert (result.first_cer, result.best_cer, result.best_step, result.num_steps) == (0.9, 0.4, 2, 4)
-    assert result.is_early
+    assert (result.is_early, result.max_steps) == (True, 9)
     kept = TrOCR.from_pretrained(output).params
     assert [equal(kept, weights) for weights in validation.weights] == [False, False, True, False, False]
     assert {options["num_beams"] for options in validation.options} == {3}

@@ -74,6 +74,7 @@ def test_the_same_where_a_part_is_trained_and_batches_are_accumulated(folder, pa
     assert_resumed_is_whole(folder, whole, killed, 16, **changes)
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_the_command_goes_on_where_it_was_interrupted(ocr, cache_home, tmp_path, monkeypatch, capsys):
     ocr.save_pretrained(tmp_path / "model")
     lines, whole, resumed = write_lines(tmp_path / "lines"), tmp_path / "whole", tmp_path / "resumed"
@@ -92,8 +93,12 @@ def test_the_command_goes_on_where_it_was_interrupted(ocr, cache_home, tmp_path,
         assert cli.main([*command, f"--output={resumed}"]) == 130
     assert last_checkpoint(resumed) == 2
     assert "goes on from step 2\n" in capsys.readouterr().err
+    ocr.save_pretrained(tmp_path / "other")
+    command[1] = f"--model={tmp_path / 'other'}"
     assert cli.main([*command, f"--output={resumed}", "--resume"]) == 0
-    assert "of 6 steps" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "6 steps were run" in told.out
+    assert "was started from model and goes on with its own weights; nothing of other comes into it" in told.err
     assert '"max_grad_norm": 0.0' in (resumed / "training" / "settings.json").read_text()
     assert_same(resumed, whole, 6)
 

@@ -268,7 +268,7 @@ def _try_to_write(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 def _check_alone(output: pathlib.Path, source: str | os.PathLike[str], to: Target) -> None:
     """Refuses a folder where each library would read another model: what one reads stands beside what is written."""
-    native, torch = WEIGHT_NAMES[:2], WEIGHT_NAMES[2:]
+    native, torch = list(WEIGHT_NAMES[:2]), list(WEIGHT_NAMES[2:])
     others, reader, written = (native, "this library", TORCH_NAME)
     if to == "flax":
         if pathlib.Path(source).resolve() == output:  # one model for both libraries

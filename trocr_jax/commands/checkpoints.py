@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from trocr_jax.commands import Uninterrupted
+
 
 def add_checkpoints(commands: Any) -> None:
     """Adds the commands to a parser's."""
@@ -43,6 +45,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a fairseq file: what it does not say itself, as its errors ask for",
     )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUTPUT")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
 
 
@@ -64,8 +67,11 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Converts as the parsed arguments say, and returns the exit status."""
-    from trocr_jax.checkpoints.conversion import convert
+    with Uninterrupted():
+        from trocr_jax.checkpoints.conversion import convert
 
+    if not options.overwrite:
+        _check_no_model(options.output)
     checkpoint = convert(
         options.source,
         options.output,
@@ -84,8 +90,22 @@ def run_convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_no_model(output: str) -> None:
+    """Raises FileExistsError where a folder holds a model, of this library or of transformers, or a part of one."""
+    from trocr_jax.checkpoints.folder import check_output
+    from trocr_jax.checkpoints.hub import WEIGHT_NAMES
+    from trocr_jax.config import CONFIG_NAME
+
+    folder = check_output(output)
+    found = [name for name in (*WEIGHT_NAMES, CONFIG_NAME) if (folder / name).is_file()]
+    if found:
+        told = f"{output} holds a model ({', '.join(found)})"
+        raise FileExistsError(f"{told}: name another folder, or pass --overwrite to replace it")
+
+
 def _inspect(options: argparse.Namespace) -> int:
-    from trocr_jax.checkpoints.inspection import inspect
+    with Uninterrupted():
+        from trocr_jax.checkpoints.inspection import inspect
 
     found = inspect(options.source)
     print(found)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trocr_jax.commands import Uninterrupted
 from trocr_jax.commands.read import add_dtype, add_search, constraint_of, positive
 from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
 from trocr_jax.replacing import check_folder_of
@@ -100,12 +101,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, examples: Sequence[Example], train: Sequence[str] | None) -> Report:
-    # Imported only now, so that --help and mistakes in the paths answer at once.
-    from tqdm import tqdm
+    with Uninterrupted():
+        # Imported only now, so that --help and mistakes in the paths answer at once.
+        from tqdm import tqdm
 
-    from trocr_jax.compilation_cache import enable_compilation_cache
-    from trocr_jax.evaluation import Normalization, evaluate
-    from trocr_jax.recognizer import TrOCR
+        from trocr_jax.compilation_cache import enable_compilation_cache
+        from trocr_jax.evaluation import Normalization, evaluate
+        from trocr_jax.recognizer import TrOCR
 
     enable_compilation_cache()
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import pathlib
 import re
@@ -13,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trocr_jax.allocator import keep_freed_memory
+from trocr_jax.commands import Uninterrupted
 from trocr_jax.commands.read import positive
 from trocr_jax.datasets import FORMATS, Example, formats, open_dataset
+from trocr_jax.datasets.augmentation import NAMED
 
 if TYPE_CHECKING:
-    from trocr_jax.datasets.augmentation import Augmentation
     from trocr_jax.training import FitResult
 
 DESCRIPTION = f"""\
@@ -82,10 +82,9 @@ def add_finetune(commands: Any) -> None:
     add("--model", metavar="ID_OR_FOLDER", help="what to start from: hub id or folder (default: the embedded model)")
     add("--resume", action="store_true", help="go on with the training in DIR, or start it")
     add("--data-format", choices=tuple(FORMATS), help="DATA's format (default: told by what is there)")
-    kinds = ("none", "da2", "randaugment")
     add(
         "--augment",
-        choices=kinds,
+        choices=("none", *NAMED),
         default="none",
         help="change images at random as they are trained on (default: none)",
     )
@@ -198,16 +197,6 @@ def _finetune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_of_lines_in_both(train: Sequence[Example], validation: Sequence[Example]) -> None:
-    names = {line.name for line in train}
-    count = sum(line.name in names for line in validation)
-    if count:
-        _tell(
-            f"{count} of the {len(validation)} validation lines are training lines as well: the CER will say little of "
-            "lines that are new (trocr-jax data check TRAIN VAL also finds copies)"
-        )
-
-
 def _interrupted(output: pathlib.Path) -> str:
     """What becomes of a training that is ended there now."""
     from trocr_jax.training.plan import CHECKPOINTS, FOLDER
@@ -237,18 +226,17 @@ def _leave_together() -> None:
 
 
 def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequence[Example]) -> FitResult:
-    # Imported only now, so that --help and mistakes in the paths answer at once.
-    import jax
+    with Uninterrupted():
+        # Imported only now, so that --help and mistakes in the paths answer at once.
+        import jax
 
-    from trocr_jax.compilation_cache import enable_compilation_cache
-    from trocr_jax.recognizer import TrOCR
-    from trocr_jax.sharding import make_mesh
-    from trocr_jax.training import fit, with_image_size
+        from trocr_jax.compilation_cache import enable_compilation_cache
+        from trocr_jax.recognizer import TrOCR
+        from trocr_jax.sharding import make_mesh
+        from trocr_jax.training import fit, with_image_size
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
-    if _is_first():
-        _tell_of_lines_in_both(train, validation)
     mesh = None if options.distributed is None else make_mesh(jax.devices())
     enable_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells how long it waits for the disk
@@ -256,14 +244,13 @@ def _fit(options: argparse.Namespace, train: Sequence[Example], validation: Sequ
     if options.image_size is not None:
         ocr = with_image_size(ocr, options.image_size)
         _tell("images are made {} pixels high and {} wide".format(*options.image_size))
-    augment = _augmentation(options.augment, ocr.processor.image_processor.size)
     settings = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
     return fit(
         ocr,
         train,
         validation,
         options.output,
-        augment=augment,
+        augment=None if options.augment == "none" else options.augment,
         resume=options.resume,
         tokenizer=options.tokenizer,
         add_characters=options.add_characters,
@@ -280,20 +267,13 @@ def _tell(line: str) -> None:
     print(f"trocr-jax: {line}", file=sys.stderr)
 
 
-def _augmentation(name: str, size: tuple[int, int]) -> Augmentation | None:
-    """What the option names, for images that are made `size` (height, width) in pixels afterwards."""
-    from trocr_jax.datasets.augmentation import da2
-    from trocr_jax.datasets.randaugment import rand_augment
-
-    kinds = {"da2": da2, "randaugment": rand_augment}
-    return None if name == "none" else functools.partial(kinds[name], size=size)
-
-
 def to_lines(result: FitResult, output: pathlib.Path) -> list[str]:
     """What a training came to, in a few lines."""
+    steps = f"{result.num_steps} of {result.max_steps}" if result.is_early else result.num_steps
+    kept = f"after step {result.best_step}" if result.best_step else "of the model that was started from (step 0)"
     told = [
-        f"CER of the validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % "
-        f"after {result.best_step} of {result.num_steps} steps, whose weights are in {output}"
+        f"CER of the validation lines: {100 * result.first_cer:.2f} % before, {100 * result.best_cer:.2f} % now",
+        f"{steps} steps were run; {output} holds the weights {kept}",
     ]
     if result.is_early:
         told.append("it ended early, since evaluations found no lower CER as many times in a row as --patience says")

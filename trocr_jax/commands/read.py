@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from trocr_jax.commands import Uninterrupted
 from trocr_jax.printing import FORMATS, printer, report
 from trocr_jax.sources import Shard, find_images, no_images, share
 
@@ -169,7 +170,8 @@ def _read(options: argparse.Namespace) -> int:
     is_alone = options.format == "text" and count == 1
     numbered = share(paths, options.shard or (0, 1))
     results, count = _results(options, numbered if count is None else list(numbered))
-    return report(results, count, printer(FORMATS["plain" if is_alone else options.format]), _overlays(options))
+    write = printer(FORMATS["plain" if is_alone else options.format])
+    return report(results, count, write, _overlays(options), options.reject_below)
 
 
 def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int | None) -> int:
@@ -177,8 +179,12 @@ def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int 
 
     with open_journal(options.output, paths, options.shard, resume=options.resume) as journal:
         numbered = journal.pending(share(paths, options.shard or (0, 1)))
-        results, count = _results(options, numbered if count is None else list(numbered))
-        status = report(results, count, journal.write, _overlays(options))
+        try:
+            results, count = _results(options, numbered if count is None else list(numbered))
+            status = report(results, count, journal.write, _overlays(options), options.reject_below)
+        except KeyboardInterrupt:
+            print(f"trocr-jax: {journal.interrupted()}", file=sys.stderr)
+            raise
         if journal.num_errors:
             print(
                 f"trocr-jax: {journal.num_errors} images could not be read in an earlier run; to try them again, "
@@ -197,9 +203,10 @@ def _results(
     count = len(numbered) if isinstance(numbered, list) else None
     if count == 0:
         return [], count  # no need for a model
-    # Imported only now, so that --help and mistakes in the paths answer at once.
-    from trocr_jax.compilation_cache import enable_compilation_cache
-    from trocr_jax.recognizer import TrOCR
+    with Uninterrupted():
+        # Imported only now, so that --help and mistakes in the paths answer at once.
+        from trocr_jax.compilation_cache import enable_compilation_cache
+        from trocr_jax.recognizer import TrOCR
 
     enable_compilation_cache()
     ocr = TrOCR.from_pretrained(options.model, dtype=options.dtype)

@@ -9,14 +9,16 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from trocr_jax.datasets.randaugment import LEVELS, RANDAUGMENT, Change
+from trocr_jax.datasets.randaugment import LEVELS, RANDAUGMENT, Change, rand_augment
 from trocr_jax.replacing import replacing
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
+AugmentationName = Literal["da2", "randaugment"]
 
 # Where an underline is drawn, the darkest this many of 255 grey levels are ink.
 INK = 50
@@ -90,6 +92,26 @@ def da2(image: Image.Image, random: np.random.Generator, *, size: tuple[int, int
     if kind == "downscale":
         return downscale(image, random, size=size)
     return DA2[kind](image, random)
+
+
+# What a training may change its images with by name; each takes the model's `size`.
+NAMED: Mapping[str, Callable[..., Image.Image]] = {"da2": da2, "randaugment": rand_augment}
+
+
+def augmentation_of(augment: Augmentation | AugmentationName | None, size: tuple[int, int]) -> Augmentation | None:
+    """The augmentation itself, or the one of that name for a model whose images have `size` (height, width) in pixels.
+
+    Raises ValueError for a name that there is not, TypeError for what is no function.
+    """
+    given: Any = augment
+    if given is None or callable(given):
+        return given
+    choices = f"{', '.join(NAMED)}, a function of an image and a numpy Generator, or None"
+    if not isinstance(given, str):
+        raise TypeError(f"augment is {given!r}, of type {type(given).__name__}; pass one of {choices}")
+    if given not in NAMED:
+        raise ValueError(f"augment is {given!r}; pass one of {choices}")
+    return functools.partial(NAMED[given], size=size)
 
 
 def _at_any_level(image: Image.Image, random: np.random.Generator, *, change: Change) -> Image.Image:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trocr_jax.datasets.example import Example
+from trocr_jax.datasets.given import Lines, examples_of
 from trocr_jax.evaluation.metrics import (
     PROTOCOLS,
     SAMPLES,
@@ -110,7 +111,7 @@ class Report:
 
 def evaluate(
     ocr: TrOCR,
-    examples: Iterable[Example],
+    examples: Lines,
     *,
     protocol: str | None = None,
     train_texts: Iterable[str] | None = None,
@@ -120,16 +121,20 @@ def evaluate(
     batch_size: int | None = None,
     **options: Any,
 ) -> Report:
-    """Reads the examples (see `trocr_jax.datasets.open_dataset`) and compares what was read with their texts.
+    """Reads the examples and compares what was read with their texts.
+
+    They are a path as `trocr_jax.datasets.open_dataset` takes it, or an iterable of Examples or of (image, text) pairs,
+    an image being whatever a recogniser reads.
 
     `protocol` is "iam" (CER of texts as they are), "sroie" (precision, recall and F1 of words) or "str" (accuracy of
     words), each as unilm's scorer has it; CER, WER and the part of lines that are right are always there. With
     `train_texts` lines are reported apart whose text is none of these. `normalization` is done to all texts. `samples`
     lines are drawn anew for the intervals, from `seed`. `options` are those of a call that bear on the search, such as
-    num_beams=4. Raises ValueError where no line could be read or the texts hold nothing to compare with.
+    num_beams=4. Raises ValueError where no line could be read or the texts hold nothing to compare with, TypeError for
+    what are no lines.
     """
     _check(protocol, options)
-    compared, unreadable = _read(ocr, examples, normalization, batch_size, options)
+    compared, unreadable = _read(ocr, examples_of(examples), normalization, batch_size, options)
     names = ("cer", "wer", "line_accuracy", *PROTOCOLS.get(protocol or "", ()))
     pairs = [(normalization(line.text), normalization(line.example.text)) for line in compared]
     score = functools.partial(_score, names, samples=samples, seed=seed)

@@ -22,7 +22,7 @@ from trocr_jax.datasets.augmentation import Augmentation
 from trocr_jax.datasets.example import Example
 from trocr_jax.engine import MAX_THREADS
 from trocr_jax.modeling.loss import IGNORED_LABEL
-from trocr_jax.processing.image import ImageError, ImageProcessor
+from trocr_jax.processing.image import ImageError, ImageProcessor, load_rgb
 
 # Batches that are opened beyond the one that is being waited for.
 READ_AHEAD = 2
@@ -86,7 +86,8 @@ class Batches:
         return epoch, int(_permutation(len(self.examples), self.seed, epoch)[offset])
 
     def _open(self, epoch: int, index: int) -> np.ndarray:
-        image = self.examples[index].open()
+        example = self.examples[index]
+        image = load_rgb(example.open(), name=example.name)  # gray ones too, as when they are read
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng([self.seed, epoch, index]))
         return self.image_processor.levels(image)

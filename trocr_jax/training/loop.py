@@ -6,19 +6,21 @@ B images of a batch.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from trocr_jax.datasets.augmentation import Augmentation
-from trocr_jax.datasets.example import Example
+from trocr_jax.datasets.augmentation import Augmentation, AugmentationName, augmentation_of
+from trocr_jax.datasets.given import Lines, examples_of
 from trocr_jax.opening import pixel_values
 from trocr_jax.processing.tokenizer import TrOCRTokenizer
 from trocr_jax.recognizer import TrOCR
@@ -29,7 +31,7 @@ from trocr_jax.training.lora import save_adapters
 from trocr_jax.training.plan import ADAPTERS_NAME, CHECKPOINTS, Plan
 from trocr_jax.training.settings import TrainingSettings
 from trocr_jax.training.step import StepMetrics, TrainState
-from trocr_jax.training.validation import validate
+from trocr_jax.training.validation import tell_of_lines_in_both, validate
 
 LOG_NAME, CURVES_NAME = "log.csv", "curves.png"
 LOG_EVERY = 10
@@ -41,7 +43,7 @@ class FitResult:
 
     `first_cer` is the CER before training; the best weights were those behind step `best_step`, 0 if none was better.
     Of `num_steps` steps, `num_skipped` changed nothing: they were not finite, or without a label. `is_early` tells that
-    patience ended it.
+    patience ended it before `max_steps`, the most it might have had.
     """
 
     ocr: TrOCR
@@ -51,23 +53,25 @@ class FitResult:
     num_steps: int
     num_skipped: int
     is_early: bool = False
+    max_steps: int | None = None
 
     @classmethod
-    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int, *, is_early: bool) -> FitResult:
+    def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int, *, max_steps: int) -> FitResult:
         """The result of a training that ended there."""
         assert progress.first_cer is not None
         assert progress.best_cer is not None
         cers = progress.first_cer, progress.best_cer
-        return cls(ocr, *cers, progress.best_step, progress.step, num_skipped, is_early)
+        is_early = progress.step < max_steps
+        return cls(ocr, *cers, progress.best_step, progress.step, num_skipped, is_early, max_steps)
 
 
 def fit(
     ocr: TrOCR,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Lines,
+    validation: Lines,
     output: str | os.PathLike[str],
     *,
-    augment: Augmentation | None = None,
+    augment: Augmentation | AugmentationName | None = None,
     resume: bool = False,
     tokenizer: TrOCRTokenizer | str | os.PathLike[str] | None = None,
     add_characters: str | None = None,
@@ -76,34 +80,42 @@ def fit(
 ) -> FitResult:
     """Trains a copy of the recogniser's weights; `output` then loads with `TrOCR.from_pretrained`.
 
-    At any moment it holds the weights with the lowest CER on `validation` (read by generation) so far, those of the
-    start among them, and in `training/` a log (CSV), the settings, checkpoints, and at the end the curves (PNG). Of
+    `train` and `validation` are paths as `open_dataset` takes them, or iterables of Examples or of (image, text) pairs,
+    an image being whatever a recogniser reads; those in memory are known by their numbers.
+
+    At any moment `output` holds the weights with the lowest CER on `validation` (read by generation) so far, those of
+    the start among them, and in `training/` a log (CSV), the settings, checkpoints, and at the end the curves (PNG). Of
     adapters (see `lora.py`) it holds the merged weights, and themselves in `training/adapters.safetensors`. `options`
-    are those of TrainingSettings. Which example comes when, and what `augment` (image, numpy Generator ->
-    image) makes of it, depend on the seed alone. With `resume` a training that was interrupted, or killed, goes on from
-    its last checkpoint, on CPU to the bit as if it had not been. Batches are divided over the recogniser's devices,
-    each of which holds the whole weights and the optimizer's state, or with `fsdp` its part of them.
+    are those of TrainingSettings. Which example comes when, and what `augment` ("da2", "randaugment", or a function of
+    an RGB image and a numpy Generator that returns one) makes of it, depend on the seed alone. With `resume` a training
+    that was interrupted, or killed, goes on from its last checkpoint, on CPU to the bit as if it had not been. Batches
+    are divided over the recogniser's devices, each of which holds the whole weights and the optimizer's state, or with
+    `fsdp` its part of them.
 
     `tokenizer`, ready or its folder, takes the place of the recogniser's, and `add_characters` get a token each: the
     characters themselves, or "auto" for those of the training lines that the tokenizer cannot spell, or spells in
     several tokens and meets 10 times or more (see `vocabulary.py`). What it makes of the lines, before and after, is
-    written to `training/coverage.json`, and each line of a report on it is given to `tell`.
+    written to `training/coverage.json`, and each line of a report on it is given to `tell`, as is one on validation
+    lines that are trained on.
 
     Several processes train together where the recogniser's mesh has all devices of all of them: call
     `jax.distributed.initialize` first, load the recogniser with `mesh=make_mesh(jax.devices())`, and make the same call
     in each, with an `output` that all see. See `processes.py`.
 
     Training lines with texts over the model's length, and lines whose images cannot be read, are left out with a
-    warning. Raises ValueError for settings that do not fit or, on resuming, data or settings other than before, and
-    FileExistsError where `output` holds a model, or a training with a checkpoint and `resume` is not asked for.
-    MemoryError says what takes less.
+    warning. Raises TypeError for unknown options and for what are no lines, ValueError for settings that do not fit or,
+    on resuming, data or settings other than before, and FileExistsError where `output` holds a model, or a training
+    with a checkpoint and `resume` is not asked for. MemoryError says what takes less.
     """
-    vocabulary = {"tokenizer": tokenizer, "add_characters": add_characters}
-    plan = Plan.of(ocr, train, validation, output, TrainingSettings(**options), augment=augment, **vocabulary)
+    settings = _settings(options)
+    changed = augmentation_of(augment, ocr.processor.image_processor.size)
+    lines = list(examples_of(train, "training")), list(examples_of(validation, "validation"))
+    vocabulary: dict[str, Any] = {"tokenizer": tokenizer, "add_characters": add_characters}
+    plan = Plan.of(ocr, *lines, output, settings, augment=changed, **vocabulary)
     step, state = plan.step(), plan.first_state()
     plan.claim(resume=resume)
     if tell is not None and plan.team.leads:
-        for line in plan.vocabulary.lines():
+        for line in (*plan.vocabulary.lines(), *tell_of_lines_in_both(*lines)):
             tell(line)
     with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
         state, progress = checkpoints.latest(state) or (state, Progress())
@@ -121,8 +133,19 @@ def fit(
         draw_curves(history.rows, plan.folder / CURVES_NAME)
     plan.team.meet("trained")
     best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
-    is_early = progress.step < (plan.settings.max_steps or 0)
-    return FitResult.of(best, progress, int(state.num_skipped), is_early=is_early)
+    return FitResult.of(best, progress, int(state.num_skipped), max_steps=plan.settings.max_steps or 0)
+
+
+def _settings(options: Mapping[str, Any]) -> TrainingSettings:
+    """The settings that `fit` was called with. Raises TypeError for names that are none of its own or theirs."""
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    if unknown := sorted(options.keys() - names):
+        keywords = inspect.signature(fit).parameters.values()
+        supported = sorted(names | {option.name for option in keywords if option.kind is option.KEYWORD_ONLY})
+        near = difflib.get_close_matches(unknown[0], supported, n=1)
+        meant = f"; is {near[0]!r} meant?" if near else "."
+        raise TypeError(f"unknown options of fit {unknown}{meant} There are {supported}")
+    return TrainingSettings(**options)
 
 
 class _Loop:

@@ -40,6 +40,7 @@ from trocr_jax.training.vocabulary import EMBEDDING, HEAD, VocabularyReport, cha
 FOLDER, SETTINGS_NAME, CHECKPOINTS = "training", "settings.json", "checkpoints"
 COVERAGE_NAME, ADAPTERS_NAME = "coverage.json", "adapters.safetensors"
 MODEL_AND_LABELS = "model and labels"  # in the settings' file, where they are a hash
+STARTED_FROM = "started from"  # a name alone: folders move, and the weights are in the checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Plan:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Of a training that was here before: one without adapters would leave them beside its weights.
             (self.folder / ADAPTERS_NAME).unlink(missing_ok=True)
-            write_json(path, identity)
+            write_json(path, {**identity, STARTED_FROM: self.ocr.source})
             write_json(self.folder / COVERAGE_NAME, self.vocabulary.to_dict())
             return
         if not resume:
@@ -151,6 +152,7 @@ class Plan:
                 f"{self.output} holds a training: go on with it (resume=True, --resume), or name another folder"
             )
         before = read_json(path)
+        source = before.pop(STARTED_FROM, None)
         differing = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
         if differing:
             told = ", ".join(f"{name} (was {before.get(name)!r}, is {identity.get(name)!r})" for name in differing)
@@ -159,6 +161,12 @@ class Plan:
             raise ValueError(
                 f"{self.output} holds a training that differs in {told}; resume with what it was started with, or "
                 "train its model further in another folder"
+            )
+        if None not in (source, self.ocr.source) and source != self.ocr.source:
+            warnings.warn(
+                f"the training in {self.output} was started from {source} and goes on with its own weights; nothing "
+                f"of {self.ocr.source} comes into it",
+                stacklevel=4,
             )
 
     def _fingerprint(self) -> str:

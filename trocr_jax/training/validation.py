@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,6 +32,16 @@ def validate(ocr: TrOCR, examples: Sequence[Example], *, num_beams: int = 1, tea
     if not num_characters:
         raise ValueError("the validation lines that can be read hold no character")
     return float(num_edits / num_characters)
+
+
+def tell_of_lines_in_both(train: Sequence[Example], validation: Sequence[Example]) -> Iterator[str]:
+    """A line on validation lines that have a training line's name and text, if there are such."""
+    trained = {(line.name, line.text) for line in train}
+    if count := sum((line.name, line.text) in trained for line in validation):
+        yield (
+            f"{count} of the {len(validation)} validation lines are training lines as well: the CER will say little of "
+            "lines that are new (trocr-jax data check TRAIN VAL also finds copies)"
+        )
 
 
 def _edits(ocr: TrOCR, examples: Sequence[Example], num_beams: int) -> np.ndarray:
