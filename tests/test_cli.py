@@ -429,7 +429,10 @@ def test_options_have_their_whole_names(arguments, capsys):
     # A part of a name would mean another option, or none, once there is a second that begins so.
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
-    assert f"unrecognized arguments: {next(x for x in arguments if x.startswith('--'))}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"unrecognized arguments: {next(x for x in arguments if x.startswith('--'))}" in told
+    assert "meant?" in told
+    assert f"usage: trocr-jax {arguments[0]} " in told
 
 
 def test_version_and_help(capsys):

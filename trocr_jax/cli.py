@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     import argparse
+    import difflib
 
     import trocr_jax.version
     from trocr_jax.commands.calibrate import add_calibrate
@@ -64,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options, allow_abbrev=False)
+
+        def parse_known_args(self, *given: Any, **named: Any) -> Any:
+            # A command's parser tells what is unknown to it: the whole one would show the usage of no command.
+            found, unknown = super().parse_known_args(*given, **named)
+            if unknown:
+                options = (option for action in self._actions for option in action.option_strings)
+                near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+                meant = f"; is {near[0]} meant?" if near else ""
+                self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+            return found, unknown
 
     parser = Parser(prog="trocr-jax", description="Reads images of text lines with TrOCR.")
     parser.add_argument("--version", action="version", version=f"trocr-jax {trocr_jax.version.__version__}")
