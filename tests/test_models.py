@@ -170,6 +170,7 @@ def test_return_dict_false_gives_a_tuple():
     np.testing.assert_array_equal(values[2], output[2])
     assert output.keys() == ("loss", "logits", "encoder_last_hidden_state")
     assert "logits" in output
+    assert tuple(output) == output.keys()
     assert "encoder_attentions" not in output
     assert output["encoder_attentions"] is None
     with pytest.raises(KeyError, match="logit'"):

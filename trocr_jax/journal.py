@@ -119,13 +119,14 @@ class Journal:
             )
         return notes
 
-    def interrupted(self) -> str:
+    def interrupted(self, *, can_resume: bool) -> str:
         """What a user should know of a run that is ended now."""
         with self.path.open("rb") as file:
             num_lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         if not num_lines:
             return "interrupted before the first line; the same command starts anew"
-        return f"interrupted; {self.path} has {num_lines} lines, and the same command with --resume goes on behind them"
+        advice = ", and the same command with --resume goes on behind them" if can_resume else ""
+        return f"interrupted; {self.path} has {num_lines} lines{advice}"
 
     def write(self, result: Recognition) -> None:
         """Adds the result's line, whole, before it returns."""

@@ -305,7 +305,7 @@ class VisionEncoderDecoderModel(_Model):
         self.config = config
         self.module = VisionEncoderDecoder(config, self.policy)
         self._encoder, self._decoder = encoder, decoder
-        self._generation_config = generation_config
+        self._generation_config = None if generation_config is None else checked_settings(generation_config)
 
     @property
     def generation_config(self) -> GenerationConfig:

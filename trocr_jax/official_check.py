@@ -40,9 +40,9 @@ def check_model(source: str) -> Finding:
     try:
         ocr = TrOCR.from_pretrained(source, dtype="float32")
     except (ValueError, OSError) as error:
-        advice = "pass --model a folder that is there, or the id of a model on the hub (org/name)"
-        if isinstance(error, ValueError) or os.path.exists(source):  # there is something, which is no such model
-            advice = f"see what there is with `trocr-jax inspect {source}`"
+        advice = f"see what there is with `trocr-jax inspect {source}`"
+        if isinstance(error, FileNotFoundError) and not os.path.exists(source):
+            advice = "pass --model a folder that is there, or the id of a model on the hub (org/name)"
         return Finding("model", "broken", f"{source} cannot be loaded: {error}", advice, details)
     name = official_name(source)
     golden = registry.GOLDEN_LOGITS.get(name or "")

@@ -46,7 +46,7 @@ def take_image(
 ) -> Callable[[], OpenedImage]:
     """What a thread is to do to open the image; one given in memory is copied now, as the caller may change it."""
     source = path_of(image)
-    if source is None:
+    if source is None and not isinstance(image, bytes):
         try:
             image = load_rgb(image)
         except ImageError as error:

@@ -337,18 +337,20 @@ class TrOCR(Saved):
         """Fits what maps confidences on images whose texts are known, and sets `calibration` to it.
 
         Some hundred lines are needed, of the kind that will be read and none of them trained on, read with the options
-        (those of a call that bear on the search) that will be used. See `trocr_jax.calibration`. Raises ImageError for
+        (those of a call that bear on the search) that will be used. An iterator's images are taken as they are read,
+        `read_ahead` as in `stream`. See `trocr_jax.calibration`. Raises ImageError for
         an image that cannot be read and ValueError where texts and images do not pair up.
         """
-        images, texts = as_list(images), list(texts)
-        if len(images) != len(texts):
-            raise ValueError(f"{len(images)} images have {len(texts)} texts; every image needs the text in it")
+        images, texts = images if isinstance(images, Iterator) else as_list(images), list(texts)
+        if isinstance(images, list):
+            _check_paired(len(images), len(texts))
         if others := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"{others[0]!r} is no text; pass what is written in each image as a str")
         if useless := sorted(options.keys() & {"reject_below", "skip_blank", "boxes", "on_error"}):
             raise TypeError(f"{useless} bear on no confidence; pass options of the search alone")
         plain = TrOCR(self._network, self.processor)
         lines = list(plain.stream(images, batch_size=batch_size, on_error="raise", **options))
+        _check_paired(len(lines), len(texts))
         if broken := [line.error for line in lines if line.error is not None]:
             raise ValueError(f"nothing to calibrate: {broken[0]}")
         self.calibration = Calibration.fit(*judge(lines, texts))
@@ -419,6 +421,11 @@ class TrOCR(Saved):
         blank = np.zeros((*self.config.encoder.image_shape, 3), np.uint8)
         for size in sorted({bucket(size, self._network.num_parts) for size in sizes}):
             list(self.stream([blank] * size, batch_size=size, **{**options, "skip_blank": False}))
+
+
+def _check_paired(num_images: int, num_texts: int) -> None:
+    if num_images != num_texts:
+        raise ValueError(f"{num_images} images have {num_texts} texts; every image needs the text in it")
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -163,10 +163,11 @@ def test_weights_that_would_be_hidden_are_not_written(ocr, tmp_path):
     # The other way round is fine: one folder for both libraries.
     convert(EMBEDDED, tmp_path / "torch", to="torch")
     convert(tmp_path / "torch", tmp_path / "torch")
+    convert(tmp_path / "torch" / "model.safetensors", tmp_path / "torch")
     assert {"model.safetensors", "flax_model.safetensors"} <= names(tmp_path / "torch")
     # But not two models in it.
     convert(EMBEDDED, tmp_path / "other", to="torch")
-    with pytest.raises(FileExistsError, match=r"model\.safetensors, which transformers would read instead"):
+    with pytest.raises(FileExistsError, match=r"model\.safetensors, which transformers reads, beside another"):
         convert(EMBEDDED, tmp_path / "other")
     assert "flax_model.safetensors" not in names(tmp_path / "other")
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import random
+import tempfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -452,6 +453,8 @@ def test_what_is_no_image_at_all_is_refused():
         load_rgb(b"abc")
     with pytest.raises(ImageError, match="the open file is not an image"):
         load_rgb(io.BytesIO(b"abc"))
+    with tempfile.TemporaryFile() as file, pytest.raises(ImageError, match="the open file is not an image"):
+        load_rgb(file)
     with pytest.raises(TypeError, match="NoneType"):
         as_list(None)
 

@@ -99,8 +99,9 @@ def test_a_training_that_patience_ended_says_so():
 def test_an_augmentation_is_passed_on_by_its_name(monkeypatch, capsys):
     found = []
 
-    def fit(*_, augment, **__):
+    def fit(*_, augment, tell, **__):
         found.append(augment)
+        tell("said")
         return FitResult(None, 0.5, 0.125, 40, 100, 0)
 
     monkeypatch.setattr(trocr_jax.training, "fit", fit)
@@ -108,4 +109,6 @@ def test_an_augmentation_is_passed_on_by_its_name(monkeypatch, capsys):
     for options in ([], ["--augment=none"], ["--augment=da2"], ["--augment=randaugment"]):
         assert cli.main([*command, *options]) == 0
     assert found == [None, None, "da2", "randaugment"]
-    assert "mine holds the weights after step 40\n" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert told.err.count("trocr-jax: said\n") == 4
+    assert "mine holds the weights after step 40\n" in told.out

@@ -98,7 +98,7 @@ def test_the_command_goes_on_where_it_was_interrupted(ocr, cache_home, tmp_path,
     assert cli.main([*command, f"--output={resumed}", "--resume"]) == 0
     told = capsys.readouterr()
     assert "6 steps were run" in told.out
-    assert "was started from model and goes on with its own weights; nothing of other comes into it" in told.err
+    assert "was started from model and goes on with its own weights, none of other" in told.err
     assert '"max_grad_norm": 0.0' in (resumed / "training" / "settings.json").read_text()
     assert_same(resumed, whole, 6)
 

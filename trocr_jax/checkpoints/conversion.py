@@ -24,7 +24,7 @@ from trocr_jax.checkpoints import fairseq, names, store
 from trocr_jax.checkpoints.errors import CheckpointError
 from trocr_jax.checkpoints.fairseq_tokenizer import write_tokenizer
 from trocr_jax.checkpoints.folder import USAGE, USAGE_IN_TORCH, Source, check_output, whole_folder, write_card
-from trocr_jax.checkpoints.hub import NATIVE_NAME, TORCH_NAME, WEIGHT_NAMES, local_folder
+from trocr_jax.checkpoints.hub import NATIVE_NAME, NATIVE_NAMES, TORCH_NAME, TORCH_NAMES, local_folder
 from trocr_jax.checkpoints.names import flatten
 from trocr_jax.checkpoints.safetensors_writer import (
     DEFAULT_MAX_SHARD_SIZE,
@@ -267,18 +267,15 @@ def _try_to_write(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 
 def _check_alone(output: pathlib.Path, source: str | os.PathLike[str], to: Target) -> None:
-    """Refuses a folder where each library would read another model: what one reads stands beside what is written."""
-    native, torch = list(WEIGHT_NAMES[:2]), list(WEIGHT_NAMES[2:])
-    others, reader, written = (native, "this library", TORCH_NAME)
+    """Refuses a folder where this library and transformers would read different models."""
+    path = pathlib.Path(source).resolve()
+    if to == "flax" and output in (path, path.parent if path.is_file() else path):  # one model for both
+        return
+    told = f"which this library would read instead of {TORCH_NAME}"
     if to == "flax":
-        if pathlib.Path(source).resolve() == output:  # one model for both libraries
-            return
-        others, reader, written = (torch, "transformers", NATIVE_NAME)
-    if found := [name for name in others if (output / name).exists()]:
-        raise FileExistsError(
-            f"{output} holds {found[0]}, which {reader} would read instead of {written}; choose another folder, or "
-            "delete that file"
-        )
+        told = f"which transformers reads, beside another {NATIVE_NAME} for this library"
+    if found := [name for name in (TORCH_NAMES if to == "flax" else NATIVE_NAMES) if (output / name).exists()]:
+        raise FileExistsError(f"{output} holds {found[0]}, {told}; choose another folder, or delete that file")
 
 
 def _write(

@@ -26,7 +26,9 @@ TORCH_INDEX_NAME = "model.safetensors.index.json"
 BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 # What weights may be called, best first.
-WEIGHT_NAMES = (NATIVE_NAME, NATIVE_INDEX_NAME, TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
+NATIVE_NAMES = (NATIVE_NAME, NATIVE_INDEX_NAME)
+TORCH_NAMES = (TORCH_NAME, TORCH_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
+WEIGHT_NAMES = (*NATIVE_NAMES, *TORCH_NAMES)
 
 # A file of weights that this library writes, for either format: whole, a shard, or the index of shards.
 _WEIGHTS = re.compile(r"(model|flax_model)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
@@ -47,9 +49,9 @@ _SMALL_FILES = (
 
 # What the reference's from_pretrained takes and ours does not.
 _INSTEAD = {
-    "torch_dtype": '; pass dtype="bfloat16" or another of trocr_jax\'s',
-    "device": ": JAX's default device is used, or those of a mesh=",
-    "device_map": ": all local devices are used, or those of a mesh=",
+    "torch_dtype": ": a model's precision is its dtype",
+    "device": ": JAX's devices are used",
+    "device_map": ": JAX's devices are used",
     "use_fast": ": there is one processor",
     **dict.fromkeys(("trust_remote_code", "use_safetensors", "weights_only"), ": nothing in any file is executed"),
     "low_cpu_mem_usage": ": weights are read without a second copy",
@@ -80,7 +82,7 @@ def local_folder(
     base, TypeError for another option.
     """
     for name in unknown:
-        raise TypeError(f"from_pretrained takes no {name!r}{_INSTEAD.get(name, '')}")
+        raise TypeError(f"there is no option {name!r}{_INSTEAD.get(name, '')}")
     if os.fspath(source) and pathlib.Path(source).is_dir():
         folder = pathlib.Path(source)
         if with_weights:

@@ -63,16 +63,13 @@ def run_calibrate(options: argparse.Namespace) -> int:
 
 
 def _fit(model: str, examples: Sequence[Example], **settings: Any) -> Calibration:
-    """As `TrOCR.calibrate`, whose images would all be open at once. Raises ImageError for one that cannot be read."""
     with Uninterrupted():
-        from trocr_jax.calibration import Calibration
         from trocr_jax.compilation_cache import enable_compilation_cache
         from trocr_jax.evaluation.reading import READ_AHEAD
         from trocr_jax.recognizer import TrOCR
-        from trocr_jax.results import judge
 
     enable_compilation_cache()
-    ocr = TrOCR.from_pretrained(model)
-    ocr.calibration = None  # the model's own confidences are what is fitted
-    lines = list(ocr.stream((example.open() for example in examples), read_ahead=READ_AHEAD, **settings))
-    return Calibration.fit(*judge(lines, [example.text for example in examples]))
+    images = (example.open() for example in examples)
+    return TrOCR.from_pretrained(model).calibrate(
+        images, [example.text for example in examples], read_ahead=READ_AHEAD, **settings
+    )

@@ -45,7 +45,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a fairseq file: what it does not say itself, as its errors ask for",
     )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split larger weights (default: 5GB)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is in OUTPUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model of the same format that is in OUTPUT")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
 
 
@@ -71,7 +71,7 @@ def run_convert(options: argparse.Namespace) -> int:
         from trocr_jax.checkpoints.conversion import convert
 
     if not options.overwrite:
-        _check_no_model(options.output)
+        _check_no_model(options.output, options.to)
     checkpoint = convert(
         options.source,
         options.output,
@@ -90,17 +90,19 @@ def run_convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_no_model(output: str) -> None:
+def _check_no_model(output: str, to: str) -> None:
     """Raises FileExistsError where a folder holds a model, of this library or of transformers, or a part of one."""
     from trocr_jax.checkpoints.folder import check_output
-    from trocr_jax.checkpoints.hub import WEIGHT_NAMES
+    from trocr_jax.checkpoints.hub import NATIVE_NAMES, TORCH_NAMES
     from trocr_jax.config import CONFIG_NAME
 
     folder = check_output(output)
-    found = [name for name in (*WEIGHT_NAMES, CONFIG_NAME) if (folder / name).is_file()]
+    replaced, others = (NATIVE_NAMES, TORCH_NAMES) if to == "flax" else (TORCH_NAMES, NATIVE_NAMES)
+    found = [name for name in (*replaced, *others, CONFIG_NAME) if (folder / name).is_file()]
     if found:
-        told = f"{output} holds a model ({', '.join(found)})"
-        raise FileExistsError(f"{told}: name another folder, or pass --overwrite to replace it")
+        # One of the other format is never replaced: see `convert`.
+        advice = "" if any(name in others for name in found) else ", or pass --overwrite to replace it"
+        raise FileExistsError(f"{output} holds a model ({', '.join(found)}): name another folder{advice}")
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -183,7 +183,7 @@ def _read_to_file(options: argparse.Namespace, paths: Iterable[str], count: int 
             results, count = _results(options, numbered if count is None else list(numbered))
             status = report(results, count, journal.write, _overlays(options), options.reject_below)
         except KeyboardInterrupt:
-            print(f"trocr-jax: {journal.interrupted()}", file=sys.stderr)
+            print(f"trocr-jax: {journal.interrupted(can_resume=options.save_overlay is None)}", file=sys.stderr)
             raise
         if journal.num_errors:
             print(

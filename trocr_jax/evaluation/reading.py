@@ -38,6 +38,5 @@ def read_examples(
 
     lines = list(ocr.stream(images(), read_ahead=READ_AHEAD, **options))
     if not lines:
-        reason = f", the first because {unreadable[0][1]}" if unreadable else ": there are none"
-        raise ValueError(f"none of {len(unreadable)} images could be read{reason}")
+        raise ValueError(f"none of {len(unreadable)} images could be read, the first because {unreadable[0][1]}")
     return list(zip(opened, lines, strict=True)), unreadable

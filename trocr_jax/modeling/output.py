@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 
 class Output:
-    """A dataclass whose fields are also items: by name, or by place among those that are not None."""
+    """A dataclass whose fields are also items: by name, or by place among those that are not None.
+
+    Iteration gives names, as the reference's does.
+    """
 
     def _present(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -20,6 +24,9 @@ class Output:
     def keys(self) -> tuple[str, ...]:
         """The names of the fields that are there, in order."""
         return tuple(self._present())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
 
     def __contains__(self, name: object) -> bool:
         return name in self._present()

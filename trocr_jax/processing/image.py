@@ -24,7 +24,7 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 # Where transformers 5 keeps the same settings, one level down, when it saves a whole processor.
 PROCESSOR_NAME = "processor_config.json"
 
-ImageInput = "str | os.PathLike[str] | Image.Image | np.ndarray"
+ImageInput = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray"
 
 # Class defaults of the reference, for keys that a file leaves out.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -117,7 +117,7 @@ class ImageProcessor:
         return (x + cropped) * width / resized
 
     def pixels(self, image: Any) -> np.ndarray:
-        """One image (path, PIL image or array) -> float32 [3, height, width]. Raises ImageError."""
+        """One image (path, file, PIL image or array) -> float32 [3, height, width]. Raises ImageError."""
         values = self._values(self.levels(load_rgb(image)))
         return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)  # [height, width, 3] -> [3, height, width]
 
@@ -204,7 +204,8 @@ def describe(image: Any) -> str:
     if isinstance(image, bytes | bytearray):
         return f"the image in {len(image)} bytes"
     if hasattr(image, "read"):
-        return str(getattr(image, "name", "the open file"))
+        name = getattr(image, "name", None)  # of a temporary file a number, or None
+        return name if isinstance(name, str) else "the open file"
     shape = getattr(image, "shape", None)
     return f"the array of shape {tuple(shape)}" if shape is not None else f"the {type(image).__name__}"
 

@@ -87,7 +87,9 @@ class Batches:
 
     def _open(self, epoch: int, index: int) -> np.ndarray:
         example = self.examples[index]
-        image = load_rgb(example.open(), name=example.name)  # gray ones too, as when they are read
+        image = example.open()
+        if image.mode != "RGB":  # as when it is read
+            image = load_rgb(image, name=example.name)
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng([self.seed, epoch, index]))
         return self.image_processor.levels(image)

@@ -108,10 +108,10 @@ def fit(
     with a checkpoint and `resume` is not asked for. MemoryError says what takes less.
     """
     settings = _settings(options)
-    changed = augmentation_of(augment, ocr.processor.image_processor.size)
+    augmentation = augmentation_of(augment, ocr.processor.image_processor.size)
     lines = list(examples_of(train, "training")), list(examples_of(validation, "validation"))
     vocabulary: dict[str, Any] = {"tokenizer": tokenizer, "add_characters": add_characters}
-    plan = Plan.of(ocr, *lines, output, settings, augment=changed, **vocabulary)
+    plan = Plan.of(ocr, *lines, output, settings, augment=augmentation, **vocabulary)
     step, state = plan.step(), plan.first_state()
     plan.claim(resume=resume)
     if tell is not None and plan.team.leads:

@@ -164,8 +164,8 @@ class Plan:
             )
         if None not in (source, self.ocr.source) and source != self.ocr.source:
             warnings.warn(
-                f"the training in {self.output} was started from {source} and goes on with its own weights; nothing "
-                f"of {self.ocr.source} comes into it",
+                f"the training in {self.output} was started from {source} and goes on with its own weights, none of "
+                f"{self.ocr.source}",
                 stacklevel=4,
             )
 
