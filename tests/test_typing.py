@@ -54,5 +54,5 @@ def test_a_strict_user_program(tmp_path):
         for number, (line, before) in enumerate(zip(wrong.splitlines(), right.splitlines(), strict=True), 1)
         if line != before
     }
-    assert len(expected) == 11
+    assert len(expected) == 13
     assert errors(tmp_path, {"right.py": right, "wrong.py": wrong}) == {"right.py": {}, "wrong.py": expected}
