@@ -253,7 +253,7 @@ def test_the_command_writes_beside_the_weights(calibrate, ocr, tmp_path):
         assert message in err
 
 
-def test_the_command_takes_datasets_and_names_an_image_that_cannot_be_read(calibrate, tmp_path, monkeypatch):
+def test_the_command_takes_datasets_and_names_an_image_that_cannot_be_read(calibrate, ocr, tmp_path, monkeypatch):
     names = list(TEXTS)[:3]
     with zipfile.ZipFile(tmp_path / "lines.zip", "w") as archive:
         archive.writestr(
@@ -266,6 +266,9 @@ def test_the_command_takes_datasets_and_names_an_image_that_cannot_be_read(calib
     monkeypatch.chdir(tmp_path)
     status, out, _ = calibrate("lines.zip/val/list.csv", "--data-format", "csv", "--num-beams", 2)
     assert (status, out.split(";")[0]) == (0, "lines: 3 of 3 right")
+    images, texts = [SAMPLES / name for name in names], [TEXTS[name] for name in names]
+    fitted, greedily = (TrOCR(ocr._network, ocr.processor).calibrate(images, texts, num_beams=n) for n in (2, 1))
+    assert TrOCR.from_pretrained(tmp_path / "model").calibration == fitted != greedily
     before = (tmp_path / "model" / CALIBRATION_NAME).read_bytes()
     status, out, err = calibrate("lines.zip/broken")
     assert (status, out) == (2, "")

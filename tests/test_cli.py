@@ -153,7 +153,7 @@ def test_overlays_that_cannot_be_saved_lose_no_text(read, images, monkeypatch, t
     status, out, err = read("--save-overlay", images[0], images[1])  # a file, not a folder
     assert (status, out) == (2, "")
     told = f"{images[0]} is no folder and cannot be made one (File exists); choose another for --save-overlay"
-    assert err == f"trocr-jax: pictures cannot be saved: {told}\n"
+    assert err == f"trocr-jax: {told}\n"
     folder = tmp_path / "seen"
     (folder / "a.overlay.png").mkdir(parents=True)  # in the way of the first picture
     status, out, err = read("--save-overlay", folder, *images[:2])

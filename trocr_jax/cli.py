@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     import argparse
-    import difflib
 
     import trocr_jax.version
     from trocr_jax.commands.calibrate import add_calibrate
@@ -70,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
             # A command's parser tells what is unknown to it: the whole one would show the usage of no command.
             found, unknown = super().parse_known_args(*given, **named)
             if unknown:
+                import difflib
+
                 options = (option for action in self._actions for option in action.option_strings)
                 near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
                 meant = f"; is {near[0]} meant?" if near else ""

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trocr_jax.printing import to_json_line
+from trocr_jax.replacing import make_folder
 from trocr_jax.results import SCHEMA_VERSION, Recognition
 from trocr_jax.sources import Shard, share
 
@@ -48,11 +49,7 @@ class Journal:
         done_elsewhere: collections.Counter[str] | None = None,
     ) -> None:
         self.path = pathlib.Path(path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"{self.path.parent} is no folder and cannot be made one ({error.strerror})"
-            raise OSError(f"{self.path} cannot be written: {reason}; choose another --output") from error
+        make_folder(self.path.parent, "--output")
         if self.path.exists() and not self.path.is_file():
             raise ValueError(f"{self.path} is no regular file: leave --output out to print results instead")
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from trocr_jax.replacing import replacing
+from trocr_jax.replacing import make_folder, replacing
 from trocr_jax.results import Recognition
 
 
@@ -14,11 +14,7 @@ class Overlays:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = pathlib.Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"{folder} is no folder and cannot be made one ({error.strerror})"
-            raise OSError(f"pictures cannot be saved: {reason}; choose another for --save-overlay") from error
+        make_folder(self.folder, "--save-overlay")
         self._taken: set[str] = set()
 
     def save(self, result: Recognition) -> None:

@@ -14,6 +14,15 @@ def check_folder_of(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"there is no folder to write {os.fspath(path)} to")
 
 
+def make_folder(folder: pathlib.Path, option: str) -> None:
+    """Makes a folder unless it is there. Raises OSError saying why not, and which option named it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{folder} is no folder and cannot be made one ({error.strerror})"
+        raise OSError(f"{reason}; choose another for {option}") from error
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """The temporary name, beside `path`, to write to: it takes the place of `path` at the end, or goes on an error."""

@@ -51,7 +51,7 @@ def changes(monkeypatch):
 
     def fit(ocr, *_, augment, **__):
         found.append(augment)
-        return FitResult(ocr, 0.5, 0.5, 0, 2, 0)
+        return FitResult(ocr, 0.5, 0.5, 0, 2, 0, max_steps=2)
 
     rates = {"cer": [0.5, 0.4, 0.6], "wer": [0.9, 0.8, 1.0]}
     monkeypatch.setattr(adaptation, "fit", fit)

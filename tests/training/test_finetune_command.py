@@ -90,7 +90,7 @@ def test_what_it_came_to(best_step, skipped, kept, count):
 
 
 def test_a_training_that_patience_ended_says_so():
-    result = FitResult(None, 0.5, 0.125, 40, 100, 0, is_early=True, max_steps=400)
+    result = FitResult(None, 0.5, 0.125, 40, 100, 0, max_steps=400)
     lines = to_lines(result, pathlib.Path("mine"))
     assert lines[1] == "100 of 400 steps were run; mine holds the weights after step 40"
     assert "--patience" in lines[2]
@@ -102,7 +102,7 @@ def test_an_augmentation_is_passed_on_by_its_name(monkeypatch, capsys):
     def fit(*_, augment, tell, **__):
         found.append(augment)
         tell("said")
-        return FitResult(None, 0.5, 0.125, 40, 100, 0)
+        return FitResult(None, 0.5, 0.125, 40, 100, 0, max_steps=100)
 
     monkeypatch.setattr(trocr_jax.training, "fit", fit)
     command = ["finetune", "--train", str(SAMPLES), "--val", str(SAMPLES), "--output", "mine"]

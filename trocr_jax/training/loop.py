@@ -42,8 +42,7 @@ class FitResult:
     """What a training gave: the recogniser with the best weights, and CERs of the validation lines.
 
     `first_cer` is the CER before training; the best weights were those behind step `best_step`, 0 if none was better.
-    Of `num_steps` steps, `num_skipped` changed nothing: they were not finite, or without a label. `is_early` tells that
-    patience ended it before `max_steps`, the most it might have had.
+    Of `num_steps` steps, at most `max_steps`, `num_skipped` changed nothing: they were not finite, or without a label.
     """
 
     ocr: TrOCR
@@ -52,8 +51,7 @@ class FitResult:
     best_step: int
     num_steps: int
     num_skipped: int
-    is_early: bool = False
-    max_steps: int | None = None
+    max_steps: int
 
     @classmethod
     def of(cls, ocr: TrOCR, progress: Progress, num_skipped: int, *, max_steps: int) -> FitResult:
@@ -61,8 +59,12 @@ class FitResult:
         assert progress.first_cer is not None
         assert progress.best_cer is not None
         cers = progress.first_cer, progress.best_cer
-        is_early = progress.step < max_steps
-        return cls(ocr, *cers, progress.best_step, progress.step, num_skipped, is_early, max_steps)
+        return cls(ocr, *cers, progress.best_step, progress.step, num_skipped, max_steps)
+
+    @property
+    def is_early(self) -> bool:
+        """Whether patience ended it."""
+        return self.num_steps < self.max_steps
 
 
 def fit(
