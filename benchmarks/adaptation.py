@@ -12,7 +12,6 @@ all else is asked for as before.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import pathlib
 import warnings
@@ -28,7 +27,6 @@ from trocr_jax import TrOCR
 from trocr_jax.allocator import keep_freed_memory
 from trocr_jax.config import read_json
 from trocr_jax.datasets import open_dataset
-from trocr_jax.datasets.augmentation import da2
 from trocr_jax.evaluation import evaluate
 from trocr_jax.training import fit
 
@@ -48,12 +46,11 @@ def trained(ocr: TrOCR, splits, count: int, options: argparse.Namespace, folder:
     order = np.random.default_rng(options.seed).permutation(len(splits["train"]))[:count]
     lines = [splits["train"][index] for index in order]
     steps = min(max(options.epochs * count // BATCH, options.fewest), options.most)
-    augment = functools.partial(da2, size=ocr.processor.image_processor.size) if options.augment else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lines of more tokens than the model has positions for are left out
         result = fit(
-            ocr, lines, splits["val"], folder, resume=True, max_steps=steps, batch_size=BATCH, augment=augment,
-            seed=options.seed, eval_every=max(steps // 8, 1),
+            ocr, lines, splits["val"], folder, resume=True, max_steps=steps, batch_size=BATCH,
+            augment="da2" if options.augment else None, seed=options.seed, eval_every=max(steps // 8, 1),
         )  # fmt: skip
     return measure(result.ocr, splits["test"], count=count, steps=result.num_steps, best_step=result.best_step)
 
