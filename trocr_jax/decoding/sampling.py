@@ -61,6 +61,7 @@ class TopK(Stateless):
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets all scores below the k-th best to -inf."""
+        scores = _computed_once(scores)
         best = lax.top_k(scores, self.most)[0]
         return state, _keep(scores, lax.dynamic_index_in_dim(best, self.k - 1, axis=1))
 
@@ -74,6 +75,7 @@ class TopP(Stateless):
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets all other scores to -inf."""
+        scores = _computed_once(scores)
         ascending = jnp.sort(scores, axis=1)
         cumulative = jnp.cumsum(jax.nn.softmax(ascending, axis=1), axis=1)
         num_removed = jnp.sum(cumulative <= 1 - self.top_p.astype(scores.dtype), axis=1, keepdims=True)
@@ -90,6 +92,7 @@ class MinP(Stateless):
 
     def __call__(self, state: State, sequences: Array, length: Array, scores: Array) -> tuple[State, Array]:
         """Sets all other scores to -inf."""
+        scores = _computed_once(scores)
         best = lax.top_k(scores, self.min_tokens_to_keep)[0]
         least = best[:, :1] + jnp.log(self.min_p.astype(scores.dtype))
         return state, _keep(scores, jnp.minimum(least, best[:, -1:]))
@@ -111,12 +114,21 @@ class TypicalP(Stateless):
         probs = jnp.exp(log_probs)
         # A token ruled out already has probability 0 and no share in the entropy, not 0 * -inf.
         entropy = -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0), axis=1, keepdims=True)
-        distance = jnp.abs(-log_probs - entropy)
+        distance = _computed_once(jnp.abs(-log_probs - entropy))
         ascending, probs = lax.sort((distance, probs), dimension=1, num_keys=1)
         last = jnp.sum(jnp.cumsum(probs, axis=1) < self.typical_p.astype(scores.dtype), axis=1, keepdims=True)
         last = jnp.clip(last, self.min_tokens_to_keep - 1, scores.shape[1] - 1)
         is_kept = distance <= jnp.take_along_axis(ascending, last, axis=1)
         return state, jnp.where(is_kept, scores, -jnp.inf)
+
+
+def _computed_once(scores: Array) -> Array:
+    """The same. A compiler that sorts scores and computes them anew to compare them with what was sorted may round
+    otherwise, and no token might be left.
+
+    XLA heeds this on GPU and TPU. On CPU it does not, where jax 0.10's older emitters, not its default ones, do that.
+    """
+    return lax.optimization_barrier(scores)
 
 
 def _keep(scores: Array, least: Array) -> Array:
