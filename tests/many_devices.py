@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.compile_ahead import loop_lines
 from tests.conftest import SAMPLES
-from trocr_jax import AllowedCharacters, Pattern, TrOCR, VisionEncoderDecoderModel, make_mesh, reading
+from trocr_jax import AllowedCharacters, Pattern, TrOCR, VisionEncoderDecoderModel, make_mesh, memory, reading
 from trocr_jax.decoding import generate
 
 # name -> (images, options); neither number of images is a multiple of the devices.
@@ -122,6 +122,10 @@ def two_hosts(folder: str, port: str, process: str) -> dict[str, np.ndarray]:
     mesh = make_mesh([first, third, second, fourth], model=2)
     assert all({device.process_index for device in devices} == {0, 1} for devices in mesh.devices)
     found = readings(folder, shared=(mesh, ("beam",)))
+    ocr = TrOCR.from_pretrained(mesh=mesh)
+    found["texts"] = np.asarray([line.text for line in ocr(sorted(SAMPLES.glob("*.png")))])
+    with unittest.mock.patch.object(memory, "CPU_BATCH", 6 - 2 * int(process)):  # the second has less room
+        found["batch size"] = np.asarray(batch_size_of(ocr))
     jax.distributed.shutdown()
     return found
 

@@ -92,6 +92,13 @@ def test_attention_is_the_models_by_columns(kind):
     np.testing.assert_allclose(alone[0], found[1, :4], atol=1e-5)
 
 
+def test_no_product_leaves_its_precision_to_the_device():
+    program = jax.jit(head_weights).lower(jnp.ones((1, 2, 5, 8)), jnp.ones((1, 5), bool)).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_one_program_serves_every_text_of_a_bucket(ocr):
     pixels = ocr.processor(PATHS).pixel_values
     states = ocr.encode(pixels)

@@ -278,8 +278,8 @@ def test_batches_are_made_to_fit_the_device(ocr, monkeypatch):
         return default_batch_size(ocr.config, ocr.model.policy, num_beams, 64)
 
     assert size(1) == 8
+    device = types.SimpleNamespace(memory_stats=lambda: None, platform="gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = types.SimpleNamespace(memory_stats=lambda: None)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert size(1) == 64  # a device that does not say
     image = bytes_per_image(ocr.config, ocr.model.policy, 1, 64)
@@ -289,3 +289,10 @@ def test_batches_are_made_to_fit_the_device(ocr, monkeypatch):
         assert size(1) == expected
     device.memory_stats = lambda: {"bytes_limit": int(10.1 * image)}
     assert 1 <= size(4) < 6
+    # Of a mesh's devices that with the least room decides, and what JAX computes on otherwise does not count.
+    roomy = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000 * image}, platform="gpu")
+    for others, expected in (([roomy, device], 6), ([roomy], 64)):
+        mesh = types.SimpleNamespace(devices=np.array(others), local_devices=others, is_multi_process=False)
+        assert default_batch_size(ocr.config, ocr.model.policy, 1, 64, mesh) == expected
+    roomy.platform = "cpu"
+    assert default_batch_size(ocr.config, ocr.model.policy, 1, 64, mesh) == 8

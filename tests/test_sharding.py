@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.conftest import free_port
+from tests.conftest import SAMPLES, free_port
 from tests.many_devices import READINGS, constrained, read
 from tests.test_recognizer import TEXTS
 from tests.twins import config_dict, make_reader
@@ -20,7 +20,7 @@ from trocr_jax import TrOCR, VisionEncoderDecoderModel, make_mesh
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.shapes import bucket
 from trocr_jax.modeling.model import VisionEncoderDecoder, abstract_params
-from trocr_jax.sharding import param_shardings
+from trocr_jax.sharding import param_shardings, platform_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -101,6 +101,21 @@ def test_two_hosts_share_a_model_and_read_as_one_device(folder, expected, tmp_pa
     for out in outs:
         found = np.load(out)
         assert_alike(found, expected, "shared", ("beam",))
+        assert found["texts"].tolist() == [TEXTS[path.name] for path in sorted(SAMPLES.glob("*.png"))]
+        assert found["batch size"] == 2 * 4  # as many on both hosts, for two parts
+
+
+def test_what_computes_is_the_meshs_or_jaxs_own_choice(folder, monkeypatch):
+    mesh = make_mesh(jax.devices("cpu")[:1])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert platform_of(None) == "gpu"
+    assert platform_of(mesh) == "cpu"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert platform_of(None) == "cpu"
+    for given, policy in ((None, "bfloat16"), (mesh, "float32")):
+        assert VisionEncoderDecoderModel.from_pretrained(folder, dtype="auto", mesh=given).policy.name == policy
+    model, _ = VisionEncoderDecoderModel.from_pretrained(folder, dtype="auto", mesh=mesh).runtime
+    assert model.policy.decoder_layout == "panels"
 
 
 def test_the_table_divides_what_it_names():

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from trocr_jax.decoding.generate import GenerationOutput
 from trocr_jax.decoding.shapes import bucket
@@ -100,7 +101,7 @@ def column_attention(
     ]
     heads = jnp.concatenate(per_column, axis=1).astype(jnp.float32)  # [B, G, T, C]
     heads = heads / jnp.maximum(heads.sum(-1, keepdims=True), 1e-9)
-    return jnp.einsum("bg,bgtc->btc", head_weights(heads, is_query), heads)
+    return jnp.einsum("bg,bgtc->btc", head_weights(heads, is_query), heads, precision=lax.Precision.HIGHEST)
 
 
 def head_weights(heads: Array, is_query: Array) -> Array:
@@ -114,8 +115,10 @@ def head_weights(heads: Array, is_query: Array) -> Array:
     places = (jnp.arange(columns) + 0.5) / columns
     count = jnp.maximum(is_query.sum(-1), 1)[:, None]  # [B, 1]
     weight = is_query[:, None, :] / count[..., None]  # [B, 1, T]
-    place = jnp.einsum("bgtc,c->bgt", heads, places)
-    variance = jnp.einsum("bgtc,c->bgt", heads, places**2) - place**2
+    # Rounded factors, which other devices' default is, would leave nothing of the small difference.
+    mean = functools.partial(jnp.einsum, "bgtc,c->bgt", heads, precision=lax.Precision.HIGHEST)
+    place = mean(places)
+    variance = mean(places**2) - place**2
     spread = (jnp.sqrt(jnp.maximum(variance, 0)) * weight).sum(-1)
     steps = jnp.broadcast_to(jnp.arange(heads.shape[2], dtype=heads.dtype), place.shape)
     place = place - (place * weight).sum(-1, keepdims=True)

@@ -30,6 +30,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "huggingfa
 VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES")
 # Accelerators that the system shows without JAX's help, and the extra of this package that uses them.
 ACCELERATORS = {"/dev/nvidia0": "cuda", "/dev/accel0": "tpu"}
+# The first jax whose XLA has mended what issue 46110 of openxla/xla says.
+SOUND_ON_GPU = (0, 11, 1)
 
 SELF_CHECK = pathlib.Path(__file__).parent / "assets" / "self-check"
 # Largest difference of a logit from the stored one that is still rounding. On a CPU it is 6e-5, and 0.1 in bfloat16 and
@@ -102,6 +104,12 @@ def check_devices() -> Finding:
     told = f"{len(devices)} x {', '.join(kinds)} ({backend}), {os.cpu_count()} CPU cores"
     told += "".join(f"; {name}={value}" for name, value in variables.items())
     details = {"backend": backend, "count": len(devices), "kinds": kinds, "variables": variables}
+    if backend == "gpu" and _release(jax.__version__) < SOUND_ON_GPU:
+        advice = (
+            "to train with dropout on an NVIDIA GPU update to jax 0.11.1 or later (Python 3.12): before, XLA may scale "
+            "what a layer gives without its bias (openxla/xla issue 46110)"
+        )
+        return Finding("devices", "note", told, advice, details)
     extras = [extra for path, extra in ACCELERATORS.items() if os.path.exists(path)]
     if backend != "cpu" or not extras:
         return Finding("devices", "ok", told, details=details)
@@ -109,6 +117,10 @@ def check_devices() -> Finding:
     if "JAX_PLATFORMS" in variables:
         advice = f"unset JAX_PLATFORMS to use the accelerator that this machine has, and if need be {advice}"
     return Finding("devices", "note", told, advice, details)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3])
 
 
 def check_precision(dtype: str) -> Finding:

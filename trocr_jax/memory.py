@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax.config import VisionEncoderDecoderConfig
 from trocr_jax.decoding.shapes import bucket
 from trocr_jax.modeling.policy import Policy
+from trocr_jax.sharding import least, platform_of
 
 # Images a batch where memory does not limit it. Larger batches gain little: rows wait for the longest text of theirs.
 CPU_BATCH, DEVICE_BATCH = 8, 64
@@ -15,16 +19,26 @@ CPU_BATCH, DEVICE_BATCH = 8, 64
 USABLE = 0.7
 
 
-def default_batch_size(config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int) -> int:
-    """Images a batch where none is asked for: 8 on CPU, elsewhere 64 or as many as fit what is free on the device."""
-    if jax.default_backend() == "cpu":
-        return CPU_BATCH
-    memory = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" not in memory:
-        return DEVICE_BATCH
-    free = USABLE * (memory["bytes_limit"] - memory.get("bytes_in_use", 0))
-    fitting = max(1, min(DEVICE_BATCH, int(free // bytes_per_image(config, policy, num_beams, length))))
+def default_batch_size(
+    config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int, mesh: Mesh | None = None
+) -> int:
+    """Images a batch and device where none is asked for: 8 on CPU, elsewhere 64 or as many as fit what is free there.
+
+    Of several devices, and of several processes, that with the least room decides: all take batches of one size.
+    """
+    most = CPU_BATCH if platform_of(mesh) == "cpu" else DEVICE_BATCH
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    image = bytes_per_image(config, policy, num_beams, length)
+    fitting = least(min((_fitting(device, image, most) for device in devices), default=most), mesh)
     return max(size for size in range(1, fitting + 1) if bucket(size) == size)  # others would be filled up
+
+
+def _fitting(device: Any, bytes_per_image: int, most: int) -> int:
+    memory = device.memory_stats() or {}  # of a CPU there are none
+    if "bytes_limit" not in memory:
+        return most
+    free = USABLE * (memory["bytes_limit"] - memory.get("bytes_in_use", 0))
+    return max(1, min(most, int(free // bytes_per_image)))
 
 
 def bytes_per_image(config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int) -> int:

@@ -55,7 +55,7 @@ from trocr_jax.modeling.model import (
     prepare,
 )
 from trocr_jax.modeling.policy import get_policy
-from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, shard_batch
+from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, platform_of, shard_batch
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -73,8 +73,8 @@ class _Model(Saved):
     config: Any
     module: Any
 
-    def __init__(self, params: Params | None, dtype: str, seed: int) -> None:
-        self.policy = get_policy(dtype)
+    def __init__(self, params: Params | None, dtype: str, seed: int, mesh: Mesh | None = None) -> None:
+        self.policy = get_policy(dtype, platform_of(mesh))
         self._params = params
         self._seed = seed
         self.source: Source | None = None  # what the parameters were read from
@@ -296,7 +296,7 @@ class VisionEncoderDecoderModel(_Model):
         seed: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(params, dtype, seed)
+        super().__init__(params, dtype, seed, mesh)
         self._mesh = None if mesh is None else checked_mesh(mesh)
         if config is None:
             if encoder is None or decoder is None:

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax.decoding.token_automaton import TokenAutomaton
 from trocr_jax.processing.blank import is_blank
 from trocr_jax.processing.image import ImageError, ImageProcessor, describe, load_rgb
 from trocr_jax.processing.ink import find_ink
 from trocr_jax.results import Recognition
+from trocr_jax.sharding import shard_batch
 
 Array = jax.Array
 
@@ -77,12 +79,15 @@ def _broken(number: int, source: str | None, error: ImageError) -> OpenedImage:
     return OpenedImage(number, source, unread=unread, error=error)
 
 
-def to_device(levels: Sequence[np.ndarray], rows: int, image_processor: ImageProcessor) -> Array:
-    """Pixel values float32 [rows, 3, height, width] on the device, to the bit those of the image processor.
+def to_device(
+    levels: Sequence[np.ndarray], rows: int, image_processor: ImageProcessor, mesh: Mesh | None = None
+) -> Array:
+    """Pixel values float32 [rows, 3, height, width] on the device or mesh, to the bit those of the image processor.
 
     A quarter of their bytes cross over. Rows behind the images repeat the first.
     """
-    return pixel_values(np.stack([*levels, *[levels[0]] * (rows - len(levels))]), image_processor)
+    filled = np.stack([*levels, *[levels[0]] * (rows - len(levels))])
+    return pixel_values(shard_batch(filled, mesh), image_processor)
 
 
 def pixel_values(levels: np.ndarray | Array, image_processor: ImageProcessor) -> Array:

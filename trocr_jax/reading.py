@@ -79,7 +79,8 @@ class Reading:
     def _start(self, images: Sequence[OpenedImage]) -> Callable[[], list[Recognition]]:
         """As `launch`; with boxes, the search and they share the encoder's states."""
         levels = [image.levels for image in images if image.levels is not None]
-        pixels = to_device(levels, bucket(len(images), self.network.num_parts), self.image_processor)
+        rows = bucket(len(images), self.network.num_parts)
+        pixels = to_device(levels, rows, self.image_processor, self.network.mesh)
         states = self.network.encode(pixels) if self.boxes else None
         wait = launch(
             *self.network.runtime,

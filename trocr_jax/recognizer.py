@@ -297,7 +297,10 @@ class TrOCR(Saved):
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
         _ = self._network.runtime  # on the device, before what is left of its memory is asked for
         rows = max(settings.num_beams, settings.num_return_sequences)
-        most = default_batch_size(self.config, self.model.policy, rows, settings.max_length or positions)
+        length = settings.max_length or positions
+        most = batch_size or self._network.num_parts * default_batch_size(
+            self.config, self.model.policy, rows, length, self.mesh
+        )
         image_processor = self._image_processor(options.get("preset"))
         reading = Reading(
             self._network,
@@ -319,7 +322,7 @@ class TrOCR(Saved):
         engine = Engine(
             take,
             reading.launch,
-            batch_size=batch_size or most * self._network.num_parts,
+            batch_size=most,
             read_ahead=read_ahead,
             likeness=lambda image: image.aspect,
         )

@@ -54,6 +54,14 @@ def checked_mesh(mesh: Mesh) -> Mesh:
     return mesh
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """What computes: the platform of the mesh's devices, or else of JAX's default device."""
+    if mesh is not None:
+        return str(mesh.devices.flat[0].platform)
+    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return jax.default_backend() if device is None else str(getattr(device, "platform", device))
+
+
 def axis_size(mesh: Mesh | None, axis: str) -> int:
     """How many parts an axis of the mesh divides things into; 1 without a mesh."""
     return 1 if mesh is None else mesh.shape[axis]
@@ -127,6 +135,15 @@ def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def least(value: int, mesh: Mesh | None) -> int:
+    """The least of what each process of the mesh gives; all of them must ask."""
+    if mesh is None or not mesh.is_multi_process:
+        return value
+    sharding = NamedSharding(mesh, P((DATA, MODEL)))
+    of_devices = jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.full(1, value, np.int32))
+    return int(fetch(of_devices).min())
 
 
 def fetch(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from tests.twins import SWITCHES, Twin, config_dict, default_twin, make_twin, switched
+from trocr_jax.decoding.generate import generate
+from trocr_jax.generation_config import GenerationConfig
 from trocr_jax.modeling.model import VisionEncoderDecoder, apply, encode_images, prepare
 from trocr_jax.modeling.policy import get_policy
 from trocr_jax.models import VisionEncoderDecoderModel
@@ -147,6 +150,23 @@ def test_bfloat16_policy_rounds_operands_only():
     assert logits.dtype == np.float32
     error = np.abs(np.asarray(logits - expected)).max()
     assert 1e-4 < error < 0.2
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_keys_and_values_may_be_remembered_as_they_are_multiplied(num_beams):
+    twin = default_twin()
+    model, params = twin.prepared("bfloat16")
+    rounded = model.clone(policy=dataclasses.replace(model.policy, rounds_cache=True))
+    cache = apply(rounded, params, jnp.zeros((1, 4, 24)), None, num_beams, 8, method="start")
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.self_kv)} == {jnp.dtype("bfloat16")}
+    settings = GenerationConfig(decoder_start_token_id=2, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    options = {"max_length": 24, "num_beams": num_beams}
+    expected, found = (
+        generate(one, params, settings, pixel_values=twin.pixels(4), options=options) for one in (model, rounded)
+    )
+    np.testing.assert_array_equal(found.sequences, expected.sequences)
+    np.testing.assert_array_equal(found.token_log_probs, expected.token_log_probs)
+    assert prepare(twin.params, twin.ours("bfloat16")[0], platform="cuda")[0].policy.rounds_cache
 
 
 def test_tied_head_shares_the_embedding_in_memory():

@@ -10,9 +10,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.runs import STEPS, WEIGHTS, last_checkpoint, rows, run
-from tests.training.small import write_lines
+from tests.training.small import examples, write_lines
 from trocr_jax import TrOCR, cli
-from trocr_jax.training import loop
+from trocr_jax.training import TrainingSettings, loop
+from trocr_jax.training.checkpoints import Checkpoints, Progress
+from trocr_jax.training.plan import Plan
 
 
 def final_state(output, max_steps):
@@ -72,6 +74,18 @@ def test_the_same_where_a_part_is_trained_and_batches_are_accumulated(folder, pa
     assert run(folder, whole, 16, **changes) == 0
     assert kill(folder, killed, 16, num_images=100, **changes) in (4, 8)
     assert_resumed_is_whole(folder, whole, killed, 16, **changes)
+
+
+def test_what_is_saved_on_cpu_is_a_copy_whatever_else_jax_could_compute_on(ocr, tmp_path, monkeypatch):
+    settings, saved = TrainingSettings(max_steps=1, batch_size=5), []
+    state = Plan.of(ocr, examples(), examples(), tmp_path / "out", settings, augment=None).first_state()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", lambda _, args: saved.extend(args.state.item.values()))
+        checkpoints.save(state, Progress(step=1))
+    buffers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.trainable)}
+    assert len(saved) > len(buffers) > 20
+    assert not buffers & {leaf.unsafe_buffer_pointer() for leaf in saved}
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

@@ -24,7 +24,7 @@ from trocr_jax.modeling.encoder import Encoder, EncoderOutput
 from trocr_jax.modeling.layers import Array, Dense
 from trocr_jax.modeling.policy import FLOAT32, INT8, Layout, Policy, prepared
 from trocr_jax.modeling.products import arrange, assemble, pays_in_panels, quantized
-from trocr_jax.sharding import MODEL, axis_size, shard_params
+from trocr_jax.sharding import MODEL, axis_size, platform_of, shard_params
 
 Params = Mapping[str, Any]
 
@@ -72,12 +72,11 @@ class VisionEncoderDecoder(nn.Module):
         decoder, batch = self.config.decoder, encoder_hidden_states.shape[0]
         heads = decoder.decoder_attention_heads
         mask = None if encoder_attention_mask is None else encoder_attention_mask.astype(bool)[:, None, None, :]
-        # The self-attention cache is kept in the result dtype: XLA's CPU backend of jax 0.10 rewrites a whole
-        # bfloat16 buffer to update one slot of it.
+        dtype = jnp.dtype(self.policy.operand) if self.policy.rounds_cache else self.policy.result
         slots, depth = cache_length * num_beams, decoder.d_model // heads
         return BeamCache(
             cross_kv=self.project_encoder(encoder_hidden_states),
-            self_kv=allocate(decoder.decoder_layers, batch, heads, slots, depth, self.policy.result),
+            self_kv=allocate(decoder.decoder_layers, batch, heads, slots, depth, dtype),
             encoder_mask=mask,
         )
 
@@ -161,7 +160,7 @@ def prepare(
         if model.policy.has_int8_decoder:
             raise ValueError('dtype "int8" needs whole weights on each device: make the mesh with model=1')
         return model, _shared(params, model.policy, mesh)
-    policy = prepared(model.policy, platform if mesh is None else mesh.devices.flat[0].platform)
+    policy = prepared(model.policy, platform or platform_of(mesh))
     # Arrays on the host are rearranged there: hundreds of small programs would have to be compiled first.
     is_on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     layout = _Layout(policy, np if is_on_host else jnp)

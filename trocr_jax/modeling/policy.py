@@ -46,6 +46,9 @@ class Policy:
     keeps_products_apart: bool = False  # keep transpositions out of attention's products
     # Encode one image at a time, so that a CPU's caches hold what is being worked on.
     by_image: bool = False
+    # Decoding remembers keys and values as they are multiplied, rounded; on CPU, whose backend in jax 0.10 rewrites a
+    # whole bfloat16 buffer to update one slot of it, in `result`. The products are the same.
+    rounds_cache: bool = False
 
     @property
     def result(self) -> jnp.dtype:
@@ -61,17 +64,18 @@ INT8_DECODER = Policy("int8", has_int8_decoder=True)
 POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16, INT8_DECODER)}
 
 
-def get_policy(dtype: Any) -> Policy:
+def get_policy(dtype: Any, platform: str | None = None) -> Policy:
     """The policy of a dtype or its name: "float32" (strict), "bfloat16", "float64" (where x64 is on), "int8" or "auto".
 
     "int8" is float32 with the decoder's kernels and head as 8-bit integers.
 
-    "auto" is float32 on CPU, where most machines have no fast bfloat16 product, and bfloat16 on GPU and TPU.
+    "auto" is float32 on CPU, where most machines have no fast bfloat16 product, and bfloat16 on GPU and TPU: by the
+    platform, JAX's default one unless it is given.
     """
     if not isinstance(dtype, str):
         dtype = jnp.dtype(dtype).name
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     if dtype not in POLICIES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {['auto', *POLICIES]}")
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
@@ -104,6 +108,7 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
         min_rows=1 if not is_cpu or policy.has_int8_decoder else 2 if layout == "panels" else 4,
         keeps_products_apart=is_cpu and not is_half,
         by_image=is_cpu,
+        rounds_cache=not is_cpu,
     )
 
 

@@ -50,7 +50,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts to write; the state's buffers may be given away at once."""
-        if jax.default_backend() == "cpu":
+        if next(iter(jax.tree.leaves(state)[0].devices())).platform == "cpu":
             # There orbax looks at the buffers themselves, which the next step overwrites.
             state = jax.tree.map(jnp.copy, state)
         arguments = ocp.args.Composite(

@@ -5,6 +5,7 @@ B images of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -114,28 +115,34 @@ def fit(
     lines = list(examples_of(train, "training")), list(examples_of(validation, "validation"))
     vocabulary: dict[str, Any] = {"tokenizer": tokenizer, "add_characters": add_characters}
     plan = Plan.of(ocr, *lines, output, settings, augment=augmentation, **vocabulary)
-    step, state = plan.step(), plan.first_state()
+    with _memory_told():
+        step, state = plan.step(), plan.first_state()
     plan.claim(resume=resume)
     if tell is not None and plan.team.leads:
         for line in (*plan.vocabulary.lines(), *tell_of_lines_in_both(*lines)):
             tell(line)
-    with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints:
+    with Checkpoints(plan.folder / CHECKPOINTS, keep=plan.settings.keep) as checkpoints, _memory_told():
         state, progress = checkpoints.latest(state) or (state, Progress())
         history = History(plan.folder / LOG_NAME, last_step=progress.step or -1, is_written=plan.team.leads)
-        try:
-            state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(
-                "the device has no memory for this training: lower batch_size, raise accumulate, or (not on CPU) set "
-                "remat"
-            ) from error
+        state, progress = _Loop(plan, step, history, checkpoints).run(state, progress)
     if plan.team.leads:
         draw_curves(history.rows, plan.folder / CURVES_NAME)
     plan.team.meet("trained")
     best = TrOCR.from_pretrained(plan.output, dtype=ocr.model.policy.name, mesh=ocr.mesh)
     return FitResult.of(best, progress, int(state.num_skipped), max_steps=plan.settings.max_steps or 0)
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Where the device has no room, a MemoryError says what takes less."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            "the device has no memory for this training: lower batch_size, raise accumulate, or (not on CPU) set remat"
+        ) from error
 
 
 def _settings(options: Mapping[str, Any]) -> TrainingSettings:
@@ -155,7 +162,7 @@ class _Loop:
 
     def __init__(self, plan: Plan, step: Any, history: History, checkpoints: Checkpoints) -> None:
         self._plan, self._step, self._history, self._checkpoints = plan, step, history, checkpoints
-        self._schedule = plan.schedule()
+        self._schedule = jax.jit(plan.schedule())  # or each of its operations would be a program of its own
         self._last_step = plan.settings.max_steps or 0
         # Of several processes each reads its part of the validation lines, on its own devices.
         self._reader = plan.ocr if plan.team.size == 1 else plan.ocr.on(None)
