@@ -55,7 +55,7 @@ from trocr_jax.modeling.model import (
     prepare,
 )
 from trocr_jax.modeling.policy import get_policy
-from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, platform_of, shard_batch
+from trocr_jax.sharding import DATA, axis_size, checked_mesh, default_mesh, shard_batch
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -74,7 +74,7 @@ class _Model(Saved):
     module: Any
 
     def __init__(self, params: Params | None, dtype: str, seed: int, mesh: Mesh | None = None) -> None:
-        self.policy = get_policy(dtype, platform_of(mesh))
+        self.policy = get_policy(dtype, mesh)
         self._params = params
         self._seed = seed
         self.source: Source | None = None  # what the parameters were read from

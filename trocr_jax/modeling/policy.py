@@ -9,6 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
+
+from trocr_jax.sharding import platform_of
 
 # How a kernel lies in memory: Flax's [in, out], [out, in], or [out / PANEL, in, PANEL], filled up with zeros; or the
 # first or last as 8-bit integers, with a scale for each output.
@@ -64,18 +67,18 @@ INT8_DECODER = Policy("int8", has_int8_decoder=True)
 POLICIES = {policy.name: policy for policy in (FLOAT32, FLOAT64, BFLOAT16, INT8_DECODER)}
 
 
-def get_policy(dtype: Any, platform: str | None = None) -> Policy:
+def get_policy(dtype: Any, mesh: Mesh | None = None) -> Policy:
     """The policy of a dtype or its name: "float32" (strict), "bfloat16", "float64" (where x64 is on), "int8" or "auto".
 
     "int8" is float32 with the decoder's kernels and head as 8-bit integers.
 
     "auto" is float32 on CPU, where most machines have no fast bfloat16 product, and bfloat16 on GPU and TPU: by the
-    platform, JAX's default one unless it is given.
+    mesh's devices, or JAX's default one.
     """
     if not isinstance(dtype, str):
         dtype = jnp.dtype(dtype).name
     if dtype == "auto":
-        dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+        dtype = "float32" if platform_of(mesh) == "cpu" else "bfloat16"
     if dtype not in POLICIES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {['auto', *POLICIES]}")
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
@@ -91,7 +94,7 @@ def prepared(policy: Policy, backend: str | None = None) -> Policy:
     it, weights are [out, in]. Where there are many rows, [in, out] is best in float32. GPU and TPU compilers choose
     layouts themselves.
     """
-    is_cpu = (backend or jax.default_backend()) == "cpu"
+    is_cpu = (backend or platform_of(None)) == "cpu"
     is_half = policy.operand == "bfloat16"
     layout: Layout = "in_out"
     if policy.has_int8_decoder:
