@@ -104,7 +104,7 @@ def check_devices() -> Finding:
     told = f"{len(devices)} x {', '.join(kinds)} ({backend}), {os.cpu_count()} CPU cores"
     told += "".join(f"; {name}={value}" for name, value in variables.items())
     details = {"backend": backend, "count": len(devices), "kinds": kinds, "variables": variables}
-    if backend == "gpu" and _release(jax.__version__) < SOUND_ON_GPU:
+    if backend == "gpu" and jax.__version_info__ < SOUND_ON_GPU:
         advice = (
             "to train with dropout on an NVIDIA GPU update to jax 0.11.1 or later (Python 3.12): before, XLA may scale "
             "what a layer gives without its bias (openxla/xla issue 46110)"
@@ -117,10 +117,6 @@ def check_devices() -> Finding:
     if "JAX_PLATFORMS" in variables:
         advice = f"unset JAX_PLATFORMS to use the accelerator that this machine has, and if need be {advice}"
     return Finding("devices", "note", told, advice, details)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3])
 
 
 def check_precision(dtype: str) -> Finding:

@@ -33,12 +33,12 @@ def default_batch_size(
     return max(size for size in range(1, fitting + 1) if bucket(size) == size)  # others would be filled up
 
 
-def _fitting(device: Any, bytes_per_image: int, most: int) -> int:
+def _fitting(device: Any, image: int, most: int) -> int:
     memory = device.memory_stats() or {}  # of a CPU there are none
     if "bytes_limit" not in memory:
         return most
     free = USABLE * (memory["bytes_limit"] - memory.get("bytes_in_use", 0))
-    return max(1, min(most, int(free // bytes_per_image)))
+    return max(1, min(most, int(free // image)))
 
 
 def bytes_per_image(config: VisionEncoderDecoderConfig, policy: Policy, num_beams: int, length: int) -> int:
