@@ -123,8 +123,8 @@ class TypicalP(Stateless):
 
 
 def _computed_once(scores: Array) -> Array:
-    """The same. Scores that a compiler sorts, and computes anew to compare with what was sorted, may be rounded otherwise
-    the second time, and no token be left.
+    """The same. Scores that a compiler sorts, and computes anew to compare with what was sorted, may be rounded
+    otherwise the second time, and no token be left.
 
     XLA heeds this on GPU and TPU. On CPU it does not, but only jax 0.10's older emitters, which it does not use unless
     asked to, were seen to round otherwise.
