@@ -295,12 +295,6 @@ class TrOCR(Saved):
         if read_ahead is None:
             read_ahead = 7 if isinstance(images, Sequence | np.ndarray) else 0
         numbered = enumerate(images) if image_numbers is None else zip(image_numbers, images, strict=True)
-        _ = self._network.runtime  # on the device, before what is left of its memory is asked for
-        rows = max(settings.num_beams, settings.num_return_sequences)
-        length = settings.max_length or positions
-        most = batch_size or self._network.num_parts * default_batch_size(
-            self.config, self.model.policy, rows, length, self.mesh
-        )
         image_processor = self._image_processor(options.get("preset"))
         reading = Reading(
             self._network,
@@ -322,12 +316,19 @@ class TrOCR(Saved):
         engine = Engine(
             take,
             reading.launch,
-            batch_size=most,
+            batch_size=batch_size or self._batch_size(settings),
             read_ahead=read_ahead,
             likeness=lambda image: image.aspect,
         )
         found = engine.run(with_automata(numbered, automata))
         return found if reject_below is None else (line.rejected_below(reject_below) for line in found)
+
+    def _batch_size(self, settings: GenerationConfig) -> int:
+        """Images a batch where none is asked for."""
+        _ = self._network.runtime  # on the device, before what is left of its memory is asked for
+        rows = max(settings.num_beams, settings.num_return_sequences)
+        length = settings.max_length or self.config.decoder.max_position_embeddings
+        return self._network.num_parts * default_batch_size(self.config, self.model.policy, rows, length, self.mesh)
 
     def _image_processor(self, preset: str | None) -> ImageProcessor:
         """The checkpoint's image processor, with a preset's filter if there is one."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tests.conftest import compilation_options, set_compilation_options
 from tests.training.runs import run
 from tests.training.small import small_ocr
+from trocr_jax.compilation_cache import enable_compilation_cache
 
 
 @pytest.fixture(scope="package", autouse=True)
 def programs(tmp_path_factory):
     """Each training makes its step anew, mostly the same one: the second loads what the first compiled."""
     before = compilation_options()
-    set_compilation_options(dict(zip(before, (str(tmp_path_factory.mktemp("programs")), 0.0, -1), strict=True)))
+    compilation_cache.reset_cache()
+    enable_compilation_cache(tmp_path_factory.mktemp("programs"))
     yield
     set_compilation_options(before)
 

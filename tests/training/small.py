@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.twins import config_dict
 from trocr_jax import TrOCR, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, cli, make_mesh
+from trocr_jax.compilation_cache import enable_compilation_cache
 from trocr_jax.datasets import Example
 from trocr_jax.opening import to_device
 from trocr_jax.sharding import DATA, axis_size, shard_batch
@@ -83,9 +84,7 @@ def options(max_steps: int) -> dict:
 def configure(cache: str, num_devices: int) -> None:
     """Of a process that has just begun."""
     jax.config.update("jax_num_cpu_devices", num_devices)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    enable_compilation_cache(cache)
 
 
 def divide(model: str, cache: str, output: str) -> None:
